@@ -1,0 +1,1 @@
+"""LightningModules: how each paper learns, one file per paper."""
