@@ -34,6 +34,8 @@ class LatentNavigator(nn.Module):
         ValueError: If N is not in 1..D or `orthogonal` is unknown.
     """
 
+    signs: Tensor
+
     def __init__(self, dim: int = 512, directions: int = 20, orthogonal: Orthogonal = "qr") -> None:
         super().__init__()
         if not 1 <= directions <= dim:

@@ -1,0 +1,269 @@
+"""StyleGAN2's building blocks (Karras et al. 2020), as LIA and its relatives use them.
+
+Images and feature maps are (B, C, H, W). Weights are drawn from N(0, 1) and scaled when used
+("equalised learning rate", Karras et al. 2018). The activation is sqrt(2) leaky_relu(x + b, 0.2).
+Shapes: B batch, C channels in, O channels out, D style.
+"""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+BASE_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
+
+
+def channels(resolution: int, width: float = 1.0) -> int:
+    """Feature channels at a resolution in pixels, `width` times StyleGAN2's; never below 4."""
+    return max(4, round(BASE_CHANNELS[resolution] * width))
+
+
+def check_size(size: int) -> None:
+    """Refuse image sizes that a pyramid of halvings down to 4 px cannot have.
+
+    Raises:
+        ValueError: Unless `size` is a power of two from 32 to 1024.
+    """
+    if size not in BASE_CHANNELS or size < 32:
+        raise ValueError(f"size={size}: choose a power of two from 32 to 1024")
+
+
+def activate(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """sqrt(2) * leaky_relu(x + bias, 0.2), the bias (C,) along the channels of (B, C, ...)."""
+    if bias is not None:
+        x = x + bias.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
+    """The [1, 3, 3, 1] low-pass filter as depth-wise weights (C, 1, 4, 4) that sum to `gain`."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=like.dtype, device=like.device) / 8
+    return (gain * taps[:, None] * taps).expand(like.shape[1], 1, 4, 4)
+
+
+def blur(x: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
+    """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...).
+
+    One depth-wise convolution: on a CPU the usual detour through single-channel images costs
+    several times as much.
+    """
+    return F.conv2d(x, fir_kernel(x, gain), stride=stride, padding=padding, groups=x.shape[1])
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, 2H, 2W): zeros between pixels, then the low-pass filter times 4."""
+    return F.conv_transpose2d(x, fir_kernel(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with equalised learning rate, (..., C) to (..., O).
+
+    Args:
+        inputs: C.
+        outputs: O.
+        bias_init: First value of every bias.
+        activated: Follow with `activate`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, bias_init: float = 0.0, activated: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.full((outputs,), bias_init))
+        self.scale = 1 / math.sqrt(inputs)
+        self.activated = activated
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to (..., C)."""
+        if self.activated:
+            return activate(F.linear(x, self.weight * self.scale), self.bias)
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with equalised learning rate, optionally halving the resolution.
+
+    Args:
+        inputs: C.
+        outputs: O.
+        kernel: Side of the kernel, odd, or 4 for the layer that closes a pyramid.
+        down: Low-pass filter and stride 2.
+        activated: Follow with a bias and `activate`; a layer without it has no bias.
+        padding: Zeros at each side; by default what keeps the resolution.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        down: bool = False,
+        activated: bool = True,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if activated else None
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
+        self.down = down
+        self.padding = kernel // 2 if padding is None else padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H, W), or (B, O, H/2, W/2) where `down`."""
+        weight = self.weight * self.scale
+        if not self.down:
+            x = F.conv2d(x, weight, padding=self.padding)
+        elif weight.shape[-1] == 1:
+            # A 1x1 convolution reads every second pixel only, so only those are filtered.
+            x = F.conv2d(blur(x, padding=1, stride=2), weight)
+        else:
+            x = F.conv2d(blur(x, padding=2), weight, stride=2)
+        return x if self.bias is None else activate(x, self.bias)
+
+
+class DownBlock(nn.Module):
+    """Residual block that halves the resolution: (B, C, H, W) to (B, O, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = EqualConv2d(inputs, inputs, 3)
+        self.conv2 = EqualConv2d(inputs, outputs, 3, down=True)
+        self.skip = EqualConv2d(inputs, outputs, 1, down=True, activated=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum of the two paths over sqrt(2), which keeps the variance."""
+        return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
+
+
+class DownPyramid(nn.Module):
+    """From an image to 4 px: a 1x1 convolution, then one `DownBlock` per halving.
+
+    Args:
+        size: Side of the image in pixels, a power of two from 32 to 1024.
+        width: Factor on the channels.
+        inputs: Channels of the image.
+    """
+
+    def __init__(self, size: int, width: float = 1.0, inputs: int = 3) -> None:
+        super().__init__()
+        check_size(size)
+        steps = [size >> i for i in range(int(math.log2(size)) - 1)]
+        self.stem = EqualConv2d(inputs, channels(size, width), 1)
+        self.blocks = nn.ModuleList(
+            DownBlock(channels(a, width), channels(b, width)) for a, b in itertools.pairwise(steps)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, size, size) to the feature maps of size, size/2, ..., 4 px."""
+        features = [self.stem(image)]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return features
+
+
+class ModulatedConv2d(nn.Module):
+    """Convolution whose input channels are scaled by a style (StyleGAN2, Section 2.2).
+
+    Scaling the weight per sample equals scaling the input before, and the output after, one
+    convolution with shared weights; that form is several times faster than a grouped convolution
+    on a CPU.
+
+    Args:
+        inputs: C.
+        outputs: O.
+        kernel: Side of the kernel, odd.
+        style: Size D of the style vector.
+        demodulate: Divide by the expected standard deviation of the output.
+        up: Double the resolution (transposed convolution, then the low-pass filter).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        style: int,
+        demodulate: bool = True,
+        up: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.modulation = EqualLinear(style, inputs, bias_init=1.0)
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
+        self.demodulate = demodulate
+        self.up = up
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, D) to (B, O, H, W), or (B, O, 2H, 2W) where `up`."""
+        scale = self.modulation(style)
+        weight = self.weight * self.scale
+        x = x * scale.to(x.dtype)[:, :, None, None]
+        if self.up:
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            x = blur(x, padding=1, gain=4.0)
+        else:
+            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        if self.demodulate:
+            with torch.autocast(x.device.type, enabled=False):
+                power = weight.float().square().sum(dim=(2, 3))
+                norm = torch.rsqrt(scale.float().square() @ power.T + 1e-8)
+            x = x * norm.to(x.dtype)[:, :, None, None]
+        return x
+
+
+class StyledConv(nn.Module):
+    """`ModulatedConv2d` 3x3 followed by a bias and `activate`.
+
+    No noise is added: LIA never feeds any (its noise weights are dead parameters).
+    """
+
+    def __init__(self, inputs: int, outputs: int, style: int, up: bool = False) -> None:
+        super().__init__()
+        self.conv = ModulatedConv2d(inputs, outputs, 3, style, up=up)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, D) to (B, O, H, W), or (B, O, 2H, 2W) where `up`."""
+        return activate(self.conv(x, style), self.bias)
+
+
+def minibatch_stddev(x: Tensor) -> Tensor:
+    """Append how much a group of samples varies: (B, C, H, W) to (B, C + 1, H, W).
+
+    Source: Karras et al. 2018, Section 3. The group is the largest divisor of B not above 4 (the
+    original fails unless B is a multiple of 4 or below it). Samples i, i + B/G, i + 2B/G, ... form
+    one group, as in the original.
+    """
+    batch, _, height, width = x.shape
+    group = next(g for g in (4, 3, 2, 1) if batch % g == 0)
+    grouped = rearrange(x.float(), "(g n) c h w -> g n c h w", g=group)
+    std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    plane = std.repeat(group).to(x.dtype)[:, None, None, None].expand(-1, 1, height, width)
+    return torch.cat([x, plane], dim=1)
+
+
+class ImageDiscriminator(nn.Module):
+    """StyleGAN2's residual discriminator of single images, 24,001,089 parameters at 256 px.
+
+    Args:
+        size: Side of the images in pixels, a power of two from 32 to 1024.
+        width: Factor on the channels.
+        inputs: Channels of an image.
+    """
+
+    def __init__(self, size: int = 256, width: float = 1.0, inputs: int = 3) -> None:
+        super().__init__()
+        top = channels(4, width)
+        self.pyramid = DownPyramid(size, width, inputs)
+        self.conv = EqualConv2d(top + 1, top, 3)
+        self.hidden = EqualLinear(top * 16, top, activated=True)
+        self.logit = EqualLinear(top, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, size, size) in [-1, 1] to logits (B, 1): positive means real."""
+        x = self.conv(minibatch_stddev(self.pyramid(image)[-1]))
+        return self.logit(self.hidden(x.flatten(1)))
