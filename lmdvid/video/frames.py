@@ -1,0 +1,62 @@
+"""Frames in memory: number format, size, square."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W) in [-1, 1]: x / 127.5 - 1."""
+    return frames.movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Float (..., 3, H, W) in [-1, 1] to uint8 (..., H, W, 3): round(127.5 (x + 1)), clamped.
+
+    The inverse of `to_float` for each of the 256 values.
+    """
+    levels = video.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255)
+    return levels.to(torch.uint8).movedim(-3, -1).contiguous()
+
+
+def resize(frames: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Antialiased bilinear resize of uint8 frames, the same whichever backend decoded them.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        size: (height, width), or one int for a square.
+
+    Returns:
+        (T, height, width, 3) uint8; `frames` itself where the size is right already.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if frames.shape[1:3] == (height, width):
+        return frames
+    # Seen as channels-last: torch's uint8 kernel is at its fastest and needs no copy.
+    planes = frames.permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return planes.permute(0, 2, 3, 1).contiguous()
+
+
+def centre_square(frames: Tensor, how: Literal["crop", "pad"] = "crop") -> Tensor:
+    """The centred square of frames (..., H, W, 3), never squashed.
+
+    Args:
+        frames: (..., H, W, 3), any type.
+        how: `crop` to the shorter side, or `pad` to the longer one by repeating the edge pixels.
+
+    Returns:
+        (..., S, S, 3) with S = min(H, W) or max(H, W).
+    """
+    if how not in ("crop", "pad"):
+        raise ValueError(f"centre_square(how={how!r}): use 'crop' or 'pad'")
+    height, width = frames.shape[-3:-1]
+    side = min(height, width) if how == "crop" else max(height, width)
+    for axis, length in ((-3, height), (-2, width)):
+        if length != side:
+            start = (length - side) // 2  # negative when padding
+            source = torch.arange(start, start + side, device=frames.device)
+            frames = frames.index_select(axis, source.clamp(0, length - 1))
+    return frames

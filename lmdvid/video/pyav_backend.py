@@ -1,0 +1,192 @@
+"""PyAV: the backend that numbers frames rightly in every container, and reads every header.
+
+Everything runs on one thread. A container and its streams form a reference cycle, so they are
+freed by the garbage collector; if that runs in a forked DataLoader worker and the codec or the
+scaler owned threads of the parent, the worker waits for them for ever.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, check_indices, stack
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+
+class Header(NamedTuple):
+    """What a file's header says; `info.frames` is 0 where the header does not know."""
+
+    info: VideoInfo
+    container: str
+    pix_fmt: str
+
+
+def header(path: Path) -> Header:
+    """Read the header, and the first frame: the rotation is known only with a frame."""
+    with _opened(path) as (container, stream):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise VideoReadError(path, "no frame in it can be decoded")
+        fps = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        frames = stream.frames
+        # An edit list hides frames that the count includes: then the duration disagrees.
+        if frames and stream.duration and stream.time_base:
+            shown = stream.duration * Fraction(stream.time_base) * fps
+            frames = frames if abs(shown - frames) < Fraction(1, 2) else 0
+        turned = _quarter_turns(frame) % 2
+        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        info = VideoInfo(
+            frames=frames,
+            fps=fps,
+            width=width,
+            height=height,
+            has_audio=bool(container.streams.audio),
+            codec=stream.codec_context.codec.canonical_name,
+            kind="gif" if container.format.name == "gif" else "video",
+        )
+        return Header(info, container.format.name, frame.format.name)
+
+
+def count(path: Path) -> int:
+    """Number of shown frames, by reading the packets without decoding them."""
+    with _opened(path) as (container, stream):
+        return len(_index(container, stream)[0])
+
+
+def stream(path: Path) -> Iterator[Tensor]:
+    """Every frame from first to last, uint8 (H,W,3), one in memory at a time."""
+    with _opened(path) as (container, stream):
+        convert = _converter()
+        for frame in container.decode(stream):
+            yield convert(frame)
+
+
+def read(path: Path, indices: Sequence[int]) -> Tensor:
+    """The frames at sorted, unique `indices`, uint8 (T,H,W,3).
+
+    Frame i is the shown packet with the i-th smallest time stamp. Each run of frames is decoded
+    from its key frame, or from the one before; where seeking does not find them (MPEG-TS,
+    repeated time stamps) the file is decoded from its start.
+    """
+    from av.error import FFmpegError
+
+    convert = _converter()
+    found: dict[int, Tensor] = {}
+    with _opened(path) as (container, stream):
+        times, keys, exact = _index(container, stream)
+        check_indices(path, indices, len(times))
+        wanted = {times[index]: index for index in indices}
+        if exact and keys:
+            for place, run in groupby(wanted, lambda time: bisect_right(keys, time) - 1):
+                missing = set(run)
+                for start in (keys[max(place, 0)], keys[max(place - 1, 0)]):
+                    # What fails here is tried again, and reported, from the start of the file.
+                    with suppress(FFmpegError):
+                        for frame in _decode_from(container, stream, start, max(missing)):
+                            if frame.pts in missing:
+                                missing.remove(frame.pts)
+                                found[wanted[frame.pts]] = convert(frame)
+                    if not missing:
+                        break
+                else:
+                    break  # seeking does not work here
+    if len(found) < len(wanted):
+        with _opened(path) as (container, stream):
+            for number, frame in enumerate(container.decode(stream)):
+                label = frame.pts if exact else number
+                if label in wanted and wanted[label] not in found:
+                    found[wanted[label]] = convert(frame)
+                    if len(found) == len(wanted):
+                        break
+    for index in indices:
+        if index not in found:
+            raise VideoReadError(path, f"frame {index} of {len(times)} does not decode")
+    return stack(path, [found[index] for index in indices])
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
+    import av
+    from av.error import FFmpegError
+    from av.stream import Disposition
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            stream = cast("VideoStream | None", container.streams.best("video"))
+            # The cover picture of a song counts as a video stream.
+            if stream is None or stream.disposition & Disposition.attached_pic:
+                raise VideoReadError(path, "no video in it, only sound or data")
+            if stream.codec_context is None:
+                raise VideoReadError(path, "its video codec is unknown to FFmpeg")
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except FFmpegError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise VideoReadError(path, f"not a video, or damaged ({reason})") from None
+
+
+def _index(
+    container: "InputContainer", stream: "VideoStream"
+) -> tuple[Sequence[int], list[int], bool]:
+    """Time stamps of the shown frames and of all key frames, in order, and if they identify.
+
+    Where time stamps are absent or repeat, the first are plain numbers, in order of decoding.
+    """
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = [packet.pts for packet in packets if not packet.is_discard]
+    known = [time for time in times if time is not None]
+    if len(set(known)) < len(times):
+        return range(len(times)), [], False
+    keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+    return sorted(known), sorted(keys), True
+
+
+def _decode_from(
+    container: "InputContainer", stream: "VideoStream", key: int, last: int
+) -> "Iterator[VideoFrame]":
+    """Frames from the key frame at time `key`, or an earlier one, up to time `last`.
+
+    Nothing where seeking lands later: frames that lack what they refer to would come out damaged.
+    """
+    container.seek(key, stream=stream)
+    begun = False
+    for packet in container.demux(stream):
+        if not begun:
+            if not packet.is_keyframe:
+                continue
+            if packet.pts is None or packet.pts > key:
+                return
+            begun = True
+        for frame in packet.decode():
+            yield frame
+            if frame.pts is not None and frame.pts >= last:
+                return
+
+
+def _converter() -> Callable[["VideoFrame"], Tensor]:
+    """A function that makes a frame RGB, upright, uint8 (H,W,3)."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()  # one: it keeps its tables from frame to frame
+
+    def convert(frame: "VideoFrame") -> Tensor:
+        rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame))))
+
+    return convert
+
+
+def _quarter_turns(frame: "VideoFrame") -> int:
+    return round(frame.rotation / 90) % 4
