@@ -56,7 +56,7 @@ def centre_square(frames: Tensor, how: Literal["crop", "pad"] = "crop") -> Tenso
     side = min(height, width) if how == "crop" else max(height, width)
     for axis, length in ((-3, height), (-2, width)):
         if length != side:
-            start = (length - side) // 2  # negative when padding
+            start = int((length - side) / 2)  # negative when padding
             source = torch.arange(start, start + side, device=frames.device)
             frames = frames.index_select(axis, source.clamp(0, length - 1))
     return frames

@@ -125,6 +125,8 @@ def _opened(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = cast("VideoStream | None", container.streams.best("video"))
+            if not len(container.streams):
+                raise VideoReadError(path, "not a video, or damaged (nothing in it is whole)")
             # The cover picture of a song counts as a video stream.
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise VideoReadError(path, "no video in it, only sound or data")

@@ -93,6 +93,7 @@ class VideoWriter:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._part.touch()  # a folder without write permission shows now, not after the work
         try:
             self._write = self._sink.__enter__()
         except BaseException:

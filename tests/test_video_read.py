@@ -1,0 +1,510 @@
+"""Frame i is frame i, whatever holds it; what cannot be read says why."""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lmdvid.video import (
+    VideoInfo,
+    VideoReadError,
+    centre_square,
+    is_clip,
+    probe,
+    read_clip,
+    resize,
+    stream_frames,
+    to_float,
+    to_uint8,
+)
+from lmdvid.video import read as reading
+from lmdvid.video.decord_backend import is_installed
+
+HEIGHT, WIDTH, BITS = 64, 96, 8
+
+needs_decord = pytest.mark.skipif(not is_installed(), reason="decord has no wheel here")
+
+
+def barcode(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A frame that tells its number after lossy coding: its bits as bars, over a colour ramp."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[..., 0] = np.linspace(0, 255, width)
+    frame[..., 1] = np.linspace(0, 255, height)[:, None]
+    frame[..., 2] = 5 * number % 256
+    for bit in range(BITS):
+        frame[:16, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (number >> bit & 1)
+    return frame
+
+
+def numbers(frames: torch.Tensor) -> list[int]:
+    """The numbers in frames (T,H,W,3)."""
+    bars = frames[:, 4:12].float().mean((1, 3)).unflatten(1, (BITS, -1)).mean(2) > 127
+    return (bars * 2 ** torch.arange(BITS)).sum(1).tolist()
+
+
+def encode(
+    path: Path,
+    shown: list[int],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    fps: Fraction | int = 25,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    rotation: int = 0,
+    times: list[int] | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Barcodes in a file, by PyAV alone so that reading is not tested against our own writer."""
+    with av.open(str(path), "w", options=container_options or {}) as output:
+        stream = output.add_stream(codec, fps, options=options or {})
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for place, number in enumerate(shown):
+            picture = av.VideoFrame.from_ndarray(barcode(number, *size))
+            picture.pts = times[place] if times else place
+            picture.time_base = 1 / Fraction(fps)
+            output.mux(stream.encode(picture))
+        output.mux(stream.encode(None))
+    return path
+
+
+def remux(source: Path, target: Path, stamp) -> Path:
+    """The packets of `source` with the (pts, dts) that `stamp(place, pts, dts, step)` gives."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = given.streams.video[0]
+        step = int(1 / stream.average_rate / stream.time_base)
+        copy = output.add_stream_from_template(stream)
+        for place, packet in enumerate(p for p in given.demux(stream) if p.size):
+            packet.pts, packet.dts = stamp(place, packet.pts, packet.dts, step)
+            packet.stream = copy
+            output.mux(packet)
+    return target
+
+
+def shown_after_cut(folder: Path) -> Path:
+    """A file cut inside a group of pictures: an edit list hides the first 17 frames."""
+    whole = encode(folder / "whole.mp4", list(range(80)), options={"g": "30"})
+    return remux(
+        whole,
+        folder / "edit.mp4",
+        lambda place, pts, dts, step: (pts - 17 * step, dts - 17 * step),
+    )
+
+
+def repeated_times(folder: Path) -> Path:
+    """Frames 0 and 1, 2 and 3, ... share a time stamp."""
+    plain = encode(folder / "plain.mp4", list(range(40)), options={"g": "10", "bf": "0"})
+    return remux(
+        plain,
+        folder / "twins.mp4",
+        lambda place, pts, dts, step: (dts + step * (1 - place % 2), dts),
+    )
+
+
+F60 = list(range(60))
+MAKERS = {
+    # name: (frames it shows, who reads it under auto, how to make it)
+    "long.mp4": (F60, "decord", dict(options={"g": "250", "bf": "3"})),
+    "gop12.mp4": (F60, "decord", dict(options={"g": "12"})),
+    "intra.mp4": (F60, "decord", dict(options={"g": "1"})),
+    "ntsc.mp4": (F60, "decord", dict(fps=Fraction(30000, 1001))),
+    "one.mp4": ([7], "decord", {}),
+    "fragments.mp4": (
+        F60,
+        "decord",
+        dict(options={"g": "12"}, container_options={"movflags": "frag_keyframe+empty_moov"}),
+    ),
+    "rate_varies.mp4": (
+        F60,
+        "decord",
+        dict(times=[n + n // 7 + 5 * (n > 30) for n in F60], options={"g": "12"}),
+    ),
+    "turned.mp4": (F60, "decord", dict(rotation=90)),
+    "upside_down.mp4": (F60, "decord", dict(rotation=180)),
+    "vp9.webm": (F60, "decord", dict(codec="libvpx-vp9", options={"g": "12"})),
+    "mpeg4.avi": (F60, "decord", dict(codec="mpeg4", options={"qmax": "3"})),
+    "h264.mkv": (F60, "decord", dict(options={"g": "20"})),
+    "hevc.mp4": (F60, "pyav", dict(codec="libx265", options={"g": "12"})),
+    "stream.ts": (F60, "pyav", dict(options={"g": "12"})),
+    "moving.gif": (F60, "pyav", dict(codec="gif", pix_fmt="rgb8")),
+    "odd.mp4": (F60, "pyav", dict(codec="mpeg4", size=(63, 88), options={"qmax": "3"})),
+    "full_colour.mp4": (F60, "pyav", dict(pix_fmt="yuv444p")),
+    "edit.mp4": (list(range(17, 80)), "decord", shown_after_cut),
+    "twins.mp4": (list(range(40)), "decord", repeated_times),
+}
+MAKERS["hevc.mp4"][2]["options"]["x265-params"] = "log-level=none"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Makes a clip of MAKERS once and returns its path."""
+    folder = tmp_path_factory.mktemp("clips")
+
+    def make(name: str) -> Path:
+        path = folder / name
+        shown, _, how = MAKERS[name]
+        if not path.exists():
+            how(folder) if callable(how) else encode(path, shown, **how)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_frames_are_the_ones_asked_for(clip, name, backend):
+    path, shown = clip(name), MAKERS[name][0]
+    sequential = torch.stack(list(stream_frames(path)))
+    if "turned" in name:
+        upright = torch.rot90(sequential, -1, (1, 2))
+    else:
+        upright = torch.rot90(sequential, 2, (1, 2)) if "upside" in name else sequential
+    assert numbers(upright) == shown
+
+    n = len(shown)
+    info = probe(path)
+    assert (info.frames, info.height, info.width) == (n, *sequential.shape[1:3])
+    generator = np.random.default_rng(0)
+    for indices in (
+        [0],
+        [n - 1],
+        list(range(n))[n // 3 : n // 3 + 16],
+        [*range(n)][::-1],
+        generator.integers(0, n, 12).tolist(),  # unsorted, with repeats
+    ):
+        frames = read_clip(path, indices, backend)
+        assert frames.dtype == torch.uint8
+        assert torch.equal(frames, sequential[indices]), indices
+
+
+@needs_decord
+@pytest.mark.parametrize("name", [n for n, (_, reader, _) in MAKERS.items() if reader == "decord"])
+def test_both_backends_agree_or_decord_declines(clip, name):
+    path, indices = clip(name), range(0, len(MAKERS[name][0]), 7)
+    assert reading.route(path) == "decord"
+    if name in ("edit.mp4", "twins.mp4"):
+        with pytest.raises(VideoReadError, match="edit lists or repeated time stamps"):
+            read_clip(path, indices, "decord")
+    else:
+        assert torch.equal(read_clip(path, indices, "decord"), read_clip(path, indices, "pyav"))
+
+
+@needs_decord
+@pytest.mark.parametrize("name", [n for n, (_, reader, _) in MAKERS.items() if reader == "pyav"])
+def test_decord_is_not_given_what_it_gets_wrong(clip, name):
+    assert reading.route(clip(name)) == "pyav"
+    with pytest.raises(VideoReadError, match="decord does not read"):
+        read_clip(clip(name), [0], "decord")
+
+
+@pytest.mark.parametrize(
+    ("name", "info"),
+    [
+        ("ntsc.mp4", VideoInfo(60, Fraction(30000, 1001), 96, 64, False, "h264", "video")),
+        ("vp9.webm", VideoInfo(60, Fraction(25), 96, 64, False, "vp9", "video")),
+        ("turned.mp4", VideoInfo(60, Fraction(25), 64, 96, False, "h264", "video")),
+        ("one.mp4", VideoInfo(1, Fraction(25), 96, 64, False, "h264", "video")),
+        ("moving.gif", VideoInfo(60, Fraction(25), 96, 64, False, "gif", "gif")),
+        ("edit.mp4", VideoInfo(63, Fraction(25), 96, 64, False, "h264", "video")),
+    ],
+)
+def test_probe(clip, name, info):
+    assert probe(clip(name)) == info
+
+
+def test_probe_trusts_the_header_unless_it_hides_frames(clip, monkeypatch):
+    counted = []
+    count = reading.pyav_backend.count
+    monkeypatch.setattr(
+        reading.pyav_backend, "count", lambda path: counted.append(path.name) or count(path)
+    )
+    for name in ("long.mp4", "rate_varies.mp4", "mpeg4.avi", "edit.mp4", "h264.mkv"):
+        probe(clip(name))
+    assert counted == ["edit.mp4", "h264.mkv"]
+
+
+def test_a_changed_file_is_seen(tmp_path):
+    path = encode(tmp_path / "x.mp4", list(range(5)))
+    assert probe(path).frames == 5
+    encode(path, list(range(9)), codec="libx265", options={"x265-params": "log-level=none"})
+    assert (probe(path).frames, probe(path).codec) == (9, "hevc")
+    assert numbers(read_clip(path, [8])) == [8]
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+@pytest.mark.parametrize(("index", "reason"), [(99, "frame 99 of 60"), (-1, "frame -1 of 60")])
+def test_frames_that_do_not_exist(clip, backend, index, reason):
+    for path in (clip("long.mp4"), clip("hevc.mp4")):
+        with pytest.raises(VideoReadError, match=reason):
+            read_clip(path, [0, index], backend)
+
+
+def test_wrong_arguments(clip):
+    path = clip("long.mp4")
+    with pytest.raises(ValueError, match="indices is empty"):
+        read_clip(path, [])
+    with pytest.raises(TypeError):
+        read_clip(path, [0.5])
+    with pytest.raises(ValueError, match="backend='opencv'"):
+        read_clip(path, [0], "opencv")
+    assert numbers(read_clip(path, torch.tensor([3, 1]))) == [3, 1]
+    assert numbers(read_clip(str(path), np.array([3, 1]))) == [3, 1]
+
+
+def test_without_decord(clip, monkeypatch):
+    monkeypatch.setattr(reading.decord_backend, "is_installed", lambda: False)
+    assert reading.route(clip("long.mp4")) == "pyav"
+    assert numbers(read_clip(clip("long.mp4"), [41])) == [41]
+    with pytest.raises(ModuleNotFoundError, match="decord is not installed"):
+        read_clip(clip("long.mp4"), [0], "decord")
+
+
+def broken(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not a video\n" * 100)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "readme.txt").write_text("no pictures here")
+    elif kind == "sound":
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream("aac", 16000)
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+            sound.rate = 16000
+            output.mux(stream.encode(sound))
+            output.mux(stream.encode(None))
+    elif kind in ("cut_head", "cut_tail"):
+        flags = {"movflags": "+faststart"} if kind == "cut_tail" else {}
+        data = encode(path, list(range(200)), container_options=flags).read_bytes()
+        path.write_bytes(data[: len(data) * 3 // 4])
+    return path
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("empty", "the file is empty"),
+        ("text", "not a video, or damaged"),
+        ("folder", "a folder without pictures"),
+        ("sound", "no video in it"),
+        ("missing", "no such file"),
+        ("cut_head", "not a video, or damaged"),
+        ("cut_tail", "damaged|frame 190 of"),
+    ],
+)
+def test_unreadable(tmp_path, kind, reason, backend):
+    path = broken(tmp_path, kind)
+    with pytest.raises(VideoReadError, match=reason) as caught:
+        read_clip(path, [190], backend)
+    error = caught.value
+    assert error.path == path
+    assert str(error) == f"cannot read {path}: {error.reason}"
+    assert "\n" not in error.reason
+    assert ".cc" not in error.reason
+    assert str(path) not in error.reason
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # it crosses worker processes
+    with pytest.raises(VideoReadError, match=reason):
+        # The header of a file that was cut off is whole; only its frames are missing.
+        list(stream_frames(path)) if kind == "cut_tail" else probe(path)
+
+
+@pytest.mark.parametrize("folder", ["id1#abc#000001#000012.mp4", "frames"])
+def test_folder_of_pictures(tmp_path, folder):
+    folder = tmp_path / folder
+    folder.mkdir()
+    for number in (0, 1, 2, 10, 11, 100):
+        Image.fromarray(barcode(number)).save(folder / f"img_{number}.png")
+    (folder / "._img_3.png").write_bytes(b"left by macOS")
+    (folder / "notes.txt").write_text("not a frame")
+    assert is_clip(folder)
+    assert probe(folder) == VideoInfo(6, Fraction(25), WIDTH, HEIGHT, False, "png", "frames")
+    assert numbers(torch.stack(list(stream_frames(folder)))) == [0, 1, 2, 10, 11, 100]
+    for backend in ("auto", "pyav"):
+        frames = read_clip(folder, [4, 0, 4], backend)
+        assert numbers(frames) == [11, 0, 11]
+        assert torch.equal(frames[1], torch.from_numpy(barcode(0)))
+    with pytest.raises(VideoReadError, match="frame 6 of 6"):
+        read_clip(folder, [6])
+    Image.fromarray(barcode(3)[:32]).save(folder / "img_3.png")
+    assert probe(folder).frames == 7  # the listing notices new files
+    with pytest.raises(VideoReadError, match="change size, from 96x64 to 96x32"):
+        read_clip(folder, [0, 3])
+    (folder / "img_2.png").write_bytes(b"\x89PNG damaged")
+    with pytest.raises(VideoReadError, match=r"img_2\.png: not a picture, or damaged"):
+        read_clip(folder, [2])
+
+
+def test_single_pictures(tmp_path):
+    frame = barcode(9)
+    path = tmp_path / "face.png"
+    Image.fromarray(frame).save(path)
+    assert probe(path) == VideoInfo(1, Fraction(25), WIDTH, HEIGHT, False, "png", "image")
+    assert torch.equal(read_clip(path, [0])[0], torch.from_numpy(frame))
+    assert not is_clip(path)
+    assert len(list(stream_frames(path))) == 1
+
+    alpha = np.concatenate([frame, np.full((HEIGHT, WIDTH, 1), 40, np.uint8)], 2)
+    Image.fromarray(alpha).save(path)
+    assert torch.equal(read_clip(path, [0])[0], torch.from_numpy(frame))
+
+    Image.fromarray(frame[..., 0]).save(path)
+    assert torch.equal(read_clip(path, [0])[0], torch.from_numpy(frame[..., :1]).expand(-1, -1, 3))
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    Image.fromarray(frame).save(path, exif=exif)
+    assert torch.equal(read_clip(path, [0])[0], torch.from_numpy(np.rot90(frame, -1).copy()))
+    assert (probe(path).width, probe(path).height) == (HEIGHT, WIDTH)
+
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
+    with pytest.raises(VideoReadError, match="convert it to 8 bits"):
+        read_clip(path, [0])
+    path.write_bytes(b"")
+    with pytest.raises(VideoReadError, match="empty"):
+        read_clip(path, [0])
+
+
+def test_is_clip(tmp_path, clip):
+    assert is_clip(clip("moving.gif"))
+    assert is_clip(str(clip("long.mp4")))
+    assert not is_clip(tmp_path)
+    assert not is_clip(tmp_path / "absent.mp4")
+    (tmp_path / "list.csv").touch()
+    assert not is_clip(tmp_path / "list.csv")
+
+
+def resident() -> int:
+    """Resident memory in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_streaming_keeps_few_frames(tmp_path):
+    big = tmp_path / "big.mp4"
+    encode(big, [n % 200 for n in range(250)], size=(512, 512), options={"preset": "ultrafast"})
+    gc.collect()
+    start, peak, seen = resident(), 0, 0
+    for _ in stream_frames(big):
+        seen += 1
+        peak = max(peak, resident() - start)
+    assert seen == probe(big).frames == 250
+    assert peak < 80e6  # all frames at once take 197 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_stays_open(clip, tmp_path):
+    text = broken(tmp_path, "text")
+
+    def use() -> None:
+        for name in ("gop12.mp4", "hevc.mp4", "stream.ts"):
+            read_clip(clip(name), [3, 40])
+        next(stream_frames(clip("gop12.mp4")))
+        with pytest.raises(VideoReadError):
+            probe(text)
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    use()
+    before = held()
+    for _ in range(10):
+        use()
+    assert held() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_outlives_the_parents_decoding(clip):
+    gc.collect()
+    gc.disable()  # so that what the parent opened is collected in the child
+    try:
+        read_clip(clip("hevc.mp4"), [30])
+        read_clip(clip("gop12.mp4"), [30])
+        child = multiprocessing.get_context("fork").Process(target=_collect_and_read, args=(clip,))
+        child.start()
+    finally:
+        gc.enable()
+    child.join(30)
+    hung = child.is_alive()
+    if hung:
+        child.kill()
+    assert not hung
+    assert child.exitcode == 0
+
+
+def _collect_and_read(clip) -> None:
+    gc.collect()
+    assert numbers(read_clip(clip("hevc.mp4"), [30])) == [30]
+    assert numbers(read_clip(clip("gop12.mp4"), [30])) == [30]
+
+
+def test_import_loads_no_decoder():
+    code = "import sys, lmdvid.video; print(sorted({'av', 'decord', 'PIL'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_to_float_and_back_keep_every_value():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 128, 1).expand(-1, 4, -1, 3)
+    video = to_float(levels)
+    assert video.shape == (2, 3, 4, 128)
+    assert video.dtype == torch.float32
+    assert (video.min(), video.max()) == (-1, 1)
+    torch.testing.assert_close(
+        video.movedim(1, -1), levels.double().div(127.5).sub(1).float(), rtol=0, atol=1e-7
+    )
+    assert torch.equal(to_uint8(video), levels)
+    beyond = torch.tensor([-3.0, 3.0, 0.001])[:, None, None]
+    assert to_uint8(beyond).flatten().tolist() == [0, 255, 128]
+
+
+def test_resize_is_antialiased():
+    frames = torch.from_numpy(np.stack([barcode(n, 128, 192) for n in (5, 6)]))
+    small = resize(frames, (32, 48))
+    assert small.shape == (2, 32, 48, 3)
+    for frame, original in zip(small, frames, strict=True):
+        pillow = Image.fromarray(original.numpy()).resize((48, 32), Image.Resampling.BILINEAR)
+        difference = np.abs(frame.numpy().astype(int) - np.asarray(pillow).astype(int))
+        assert difference.max() <= 1
+    assert resize(frames, 16).shape == (2, 16, 16, 3)
+    assert resize(frames, (128, 192)) is frames
+
+
+def test_centre_square():
+    wide = torch.arange(6).reshape(1, 6, 1).expand(4, 6, 3)
+    assert centre_square(wide)[0, :, 0].tolist() == [1, 2, 3, 4]
+    padded = centre_square(wide.transpose(0, 1)[None], "pad")
+    assert padded.shape == (1, 6, 6, 3)
+    assert centre_square(torch.zeros(5, 7, 9, 3)).shape == (5, 7, 7, 3)
+    columns = centre_square(torch.arange(3).reshape(1, 3, 1).expand(6, 3, 3), "pad")[0, :, 0]
+    assert columns.tolist() == [0, 0, 1, 2, 2, 2]
+    with pytest.raises(ValueError, match="how='squash'"):
+        centre_square(wide, "squash")
+
+
+@needs_decord
+@pytest.mark.real_clips
+def test_real_clips_decode_alike(shared):
+    files = sorted((shared / "videos").rglob("*.mp4"))
+    assert files
+    for path in files:
+        n = probe(path).frames
+        indices = [n - 1, 0, n // 2, n // 2 + 1]
+        assert torch.equal(read_clip(path, indices, "decord"), read_clip(path, indices, "pyav"))
