@@ -14,6 +14,7 @@ Draws come from ``PCG64`` through ``SeedSequence`` only, so vectors are the same
 may differ by one level between machines, because sines and roots are rounded by the processor.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +100,8 @@ up, 1 right or down), ``brows`` (-1 lowered, 1 raised).
 
 Tai-chi: ``x`` and ``y`` (shift of the hips in scene units, y downwards), ``lean`` (radians,
 positive to the right), ``twist`` (radians, the chest turns to the right), ``head_turn`` (-1 left,
-1 right), and joint angles in radians relative to standing at ease: shoulders (positive raises the arm
-outwards), elbows (positive folds the forearm up), hips (positive opens the leg outwards), knees
+1 right), and joint angles in radians relative to standing at ease: shoulders (positive raises the
+arm outwards), elbows (positive folds the forearm up), hips (positive opens the leg outwards), knees
 (positive folds). The far arm and leg are on the left of the picture, the near ones on the right.
 """
 
@@ -301,11 +302,12 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
 
 
 # Lengths of the tai-chi figure in scene units, and its limb angles when standing at ease.
-_THIGH, _SHIN, _UPPER_ARM, _FOREARM = 0.36, 0.35, 0.26, 0.24
-_TORSO, _HIP_WIDTH, _SHOULDER_WIDTH = 0.50, 0.10, 0.185
-_FLOOR, _ANKLE = 0.80, 0.05
-_REST_THIGH, _REST_KNEE, _REST_ARM, _REST_ELBOW = 0.24, 0.22, 0.28, 0.12
-_HIP_HEIGHT = _FLOOR - _ANKLE - _THIGH * np.cos(_REST_THIGH) - _SHIN * np.cos(0.02)
+_THIGH, _SHIN, _UPPER_ARM, _FOREARM = 0.38, 0.37, 0.26, 0.22
+_TORSO, _HIP_WIDTH, _SHOULDER_WIDTH = 0.53, 0.10, 0.19
+_FLOOR, _ANKLE = 0.86, 0.06
+_REST_THIGH, _REST_KNEE, _REST_ARM, _REST_ELBOW = 0.24, 0.22, 0.36, 0.18
+_STANDING = _THIGH * math.cos(_REST_THIGH) + _SHIN * math.cos(_REST_THIGH - _REST_KNEE)
+_HIP_HEIGHT = _FLOOR - _ANKLE - _STANDING
 
 
 def _taichi_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]:
@@ -331,7 +333,7 @@ def _taichi_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarra
         # A foot is lifted only while the weight is on the other leg.
         lift = _smoothstep(-sign * sway, 0.35, 0.95) * _smoothstep(step, -0.2, 0.7)
         hip_x = path["x"] + sign * _HIP_WIDTH * np.cos(path["twist"])
-        rest_x = _HIP_WIDTH + _THIGH * np.sin(_REST_THIGH) + _SHIN * np.sin(0.02)
+        rest_x = _HIP_WIDTH + _THIGH * np.sin(_REST_THIGH)
         foot_x = sign * (rest_x + stance + 0.06 * lift)
         drop = _FLOOR - _ANKLE - 0.16 * lift - (_HIP_HEIGHT + path["y"])
         path[f"{side}_hip"], path[f"{side}_knee"] = _bend(sign * (foot_x - hip_x), drop)
@@ -348,100 +350,111 @@ def _bend(outward: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 # Colour
 
+# Björn Ottosson's OKLab: to cube roots of cone responses, and from their cubes to linear sRGB.
+_LMS = np.array([[0.3963377774, 0.2158037573], [-0.1055613458, -0.0638541728],
+                 [-0.0894841775, -1.2914855480]])  # fmt: skip
+_LINEAR = np.array([[4.0767416621, -3.3077115913, 0.2309699292],
+                    [-1.2684380046, 2.6097574011, -0.3413193965],
+                    [-0.0041960863, -0.7034186147, 1.7076147010]])  # fmt: skip
 
-def _oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
-    """OKLCH (lightness 0 to 1, chroma, hue in degrees) as sRGB in [0, 1], (3,)."""
-    a, b = chroma * np.cos(np.radians(hue)), chroma * np.sin(np.radians(hue))
-    lms = np.array(
-        [
-            lightness + 0.3963377774 * a + 0.2158037573 * b,
-            lightness - 0.1055613458 * a - 0.0638541728 * b,
-            lightness - 0.0894841775 * a - 1.2914855480 * b,
-        ]
-    )
-    linear = (
-        np.array(
-            [
-                [4.0767416621, -3.3077115913, 0.2309699292],
-                [-1.2684380046, 2.6097574011, -0.3413193965],
-                [-0.0041960863, -0.7034186147, 1.7076147010],
-            ]
-        )
-        @ lms**3
-    )
-    linear = np.clip(linear, 0.0, 1.0)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return encoded.astype(np.float32)
+_INK = np.array([0.12, 0.08, 0.14], np.float32)
+_PAPER = np.array([1.0, 0.98, 0.95], np.float32)
 
-
-def _shade(colour: np.ndarray, amount: float) -> np.ndarray:
-    """Darker (negative) or lighter (positive) by a share of the way to warm black or white."""
-    target = np.array([1.0, 0.98, 0.95] if amount > 0 else [0.10, 0.05, 0.12], np.float32)
-    return colour + abs(amount) * (target - colour)
-
-
-def _blend(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    return a + np.float32(share) * (b - a)
-
-
-# Lightness, chroma and hue of skin from light to deep, and of hair.
-_SKIN = ((0.90, 0.040, 60), (0.85, 0.062, 58), (0.79, 0.075, 60), (0.71, 0.085, 58),
-         (0.61, 0.085, 54), (0.51, 0.078, 50), (0.42, 0.062, 46))  # fmt: skip
-_HAIR = ((0.22, 0.015, 60), (0.30, 0.045, 50), (0.38, 0.07, 50), (0.48, 0.10, 55),
-         (0.55, 0.14, 45), (0.78, 0.11, 85), (0.86, 0.07, 90), (0.72, 0.01, 250),
-         (0.40, 0.11, 25), (0.45, 0.10, 300))  # fmt: skip
-_IRIS = ((0.36, 0.07, 50), (0.48, 0.10, 65), (0.55, 0.11, 145), (0.58, 0.11, 240),
-         (0.50, 0.05, 250), (0.30, 0.04, 45))  # fmt: skip
+# All palettes are (lightness, chroma, hue in degrees). Skin runs from light to deep.
+_SKIN = ((0.90, 0.040, 60), (0.85, 0.060, 58), (0.79, 0.072, 60), (0.71, 0.080, 58),
+         (0.61, 0.080, 54), (0.51, 0.072, 50), (0.42, 0.055, 46))  # fmt: skip
+_HAIR = ((0.22, 0.015, 60), (0.28, 0.035, 50), (0.24, 0.02, 280), (0.36, 0.06, 50),
+         (0.46, 0.085, 55), (0.56, 0.13, 47), (0.80, 0.10, 85), (0.86, 0.06, 90),
+         (0.75, 0.01, 250), (0.40, 0.09, 32), (0.47, 0.11, 305), (0.55, 0.09, 220))  # fmt: skip
+_IRIS = ((0.38, 0.07, 50), (0.50, 0.10, 65), (0.56, 0.11, 145), (0.60, 0.11, 240),
+         (0.55, 0.05, 250), (0.32, 0.04, 45))  # fmt: skip
+_CLOTH = ((0.70, 0.14, 30), (0.53, 0.14, 28), (0.79, 0.14, 84), (0.45, 0.08, 160),
+          (0.56, 0.09, 195), (0.71, 0.09, 235), (0.37, 0.09, 265), (0.53, 0.13, 295),
+          (0.43, 0.11, 340), (0.73, 0.11, 5), (0.91, 0.03, 85), (0.35, 0.015, 260))  # fmt: skip
+_GROUND = ((0.84, 0.065, 240), (0.80, 0.065, 150), (0.81, 0.07, 305), (0.87, 0.06, 172),
+           (0.91, 0.06, 98), (0.45, 0.07, 200), (0.42, 0.08, 275), (0.63, 0.09, 225),
+           (0.66, 0.09, 340), (0.60, 0.08, 165), (0.72, 0.10, 285))  # fmt: skip
 
 _HAIR_STYLES = ("short", "long", "bun", "curly", "bald", "cap", "bob", "side")
 _PATTERNS = ("plain", "stripes", "dots", "check")
 _BACKGROUNDS = ("gradient", "stripes", "bokeh", "tiles", "landscape")
 
 
+def _oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
+    """A colour of OKLCH as sRGB in [0, 1], (3,) float32."""
+    angle = math.radians(hue)
+    lms = lightness + _LMS @ np.array([chroma * math.cos(angle), chroma * math.sin(angle)])
+    linear = np.clip(_LINEAR @ lms**3, 0.0, 1.0)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return encoded.astype(np.float32)
+
+
+def _contrast(a: Sequence[float], b: Sequence[float]) -> float:
+    """Distance of two OKLCH colours in OKLab."""
+    turn = math.cos(math.radians(a[2] - b[2]))
+    return math.sqrt((a[0] - b[0]) ** 2 + a[1] ** 2 + b[1] ** 2 - 2.0 * a[1] * b[1] * turn)
+
+
+def _blend(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    return a + share * (b - a)
+
+
+def _shade(colour: np.ndarray, amount: float) -> np.ndarray:
+    """Lighter (positive) or darker (negative) by a share of the way to paper or ink."""
+    return _blend(colour, _PAPER if amount > 0 else _INK, abs(amount))
+
+
 class _Identity:
     """An identity vector as choices, proportions and colours."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self.raw = dict(zip(IDENTITY_NAMES, (float(v) for v in values), strict=True))
+        self.raw = {n: float(v) for n, v in zip(IDENTITY_NAMES, values, strict=True)}
         self.hair_style = self.choose("hair_style", _HAIR_STYLES)
         self.pattern = self.choose("cloth_pattern", _PATTERNS)
         self.background = self.choose("background_style", _BACKGROUNDS)
+        self.beard = self.raw["beard"] > 0.72 and self.hair_style not in ("long", "bun", "bob")
 
         tone = self.raw["skin"] * (len(_SKIN) - 1.001)
-        lower, upper = _SKIN[int(tone)], _SKIN[int(tone) + 1]
-        light, chroma, hue = (a + (tone % 1.0) * (b - a) for a, b in zip(lower, upper, strict=True))
-        hue += 14.0 * (self.raw["undertone"] - 0.5)
-        self.skin_light = light
+        low, high = np.array(_SKIN[int(tone)]), np.array(_SKIN[int(tone) + 1])
+        light, chroma, hue = (low + tone % 1.0 * (high - low)).tolist()
+        hue += self.span("undertone", -7.0, 7.0)
         self.skin = _oklch(light, chroma, hue)
         self.skin_bright = _oklch(min(light + 0.05, 0.95), chroma * 0.9, hue + 4)
-        self.skin_shadow = _oklch(light - 0.11, chroma * 1.25, hue - 12)
-        self.skin_line = _oklch(light - 0.24, chroma * 1.2, hue - 20)
-        self.blush = _oklch(light - 0.06, chroma + 0.07, 25)
-        lip = self.span("lip_colour", 0.05, 0.13)
-        self.lips = _oklch(light * 0.75 - 0.02, 0.06 + lip * 0.6, 22)
+        self.skin_shadow = _oklch(light - 0.10, chroma * 1.15, hue - 10)
+        self.skin_line = _oklch(light - 0.24, chroma * 1.1, hue - 20)
+        self.blush = _oklch(light - 0.04, chroma + 0.055, 28)
+        lips = (0.70 * light + 0.03, self.span("lip_colour", 0.075, 0.14), 20.0)
+        self.lips, self.lips_light = _oklch(*lips), _oklch(lips[0] + 0.09, *lips[1:])
 
-        hair = list(_HAIR[int(self.raw["hair_colour"] * len(_HAIR) * 0.9999)])
-        if abs(hair[0] - light) < 0.10:  # keep the hairline readable
-            hair[0] = max(0.18, light - 0.17) if light > 0.55 else hair[0] - 0.16
-        self.hair = _oklch(*hair)
-        self.hair_dark = _oklch(max(hair[0] - 0.09, 0.12), hair[1], hair[2] - 6)
-        self.hair_light = _oklch(hair[0] + 0.09, hair[1] * 1.05, hair[2] + 6)
-        self.iris = _oklch(*_IRIS[int(self.raw["eye_colour"] * len(_IRIS) * 0.9999)])
+        shade = list(self.choose("hair_colour", _HAIR))
+        if _contrast(shade, (light, chroma, hue)) < 0.14:  # keep the hairline readable
+            shade[0] = light - 0.18 if light > 0.45 else 0.20
+            shade[1] *= 0.5
+        self.hair = _oklch(*shade)
+        self.hair_dark = _oklch(max(shade[0] - 0.09, 0.12), shade[1] * 0.9, shade[2] - 6)
+        self.hair_light = _oklch(shade[0] + 0.10, shade[1] * 1.05, shade[2] + 6)
+        self.brow = _blend(self.hair_dark, self.skin_line, 0.35 if shade[0] < 0.6 else 0.6)
+        self.iris = _oklch(*self.choose("eye_colour", _IRIS))
 
-        # Backgrounds keep clear of the hue of skin, and of its lightness where they can.
-        self.ground_hue = 115.0 + 240.0 * self.raw["background_colour"]
-        deep = light > 0.68 and hair[0] > 0.33 and self.raw["background_detail"] < 0.5
-        self.ground_light = 0.47 if deep else (0.80 if light > 0.68 else 0.87)
-        self.cloth_hue = self.ground_hue + 110.0 + 140.0 * self.raw["cloth_colour"]
-        cloth_light = 0.74 if deep else 0.38 + 0.22 * self.raw["cloth_accent"]
-        self.cloth = _oklch(cloth_light, 0.115, self.cloth_hue)
-        self.cloth_dark = _oklch(cloth_light - 0.10, 0.11, self.cloth_hue - 8)
-        self.cloth_light = _oklch(cloth_light + 0.07, 0.11, self.cloth_hue + 8)
-        self.trousers = _oklch(0.36 if cloth_light > 0.6 else 0.80, 0.03, self.ground_hue + 150)
-        accent = 0.93 if self.raw["cloth_accent"] < 0.6 else 0.82
-        self.accent = _oklch(accent, 0.05 + 0.07 * (accent < 0.9), self.cloth_hue + 60)
+        # Of the palettes, only what stands out: the ground from skin and hair, cloth from ground.
+        def clear(ground: Sequence[float]) -> float:
+            skin = _contrast(ground, (light, chroma, hue))
+            return skin if self.hair_style == "bald" else min(skin, _contrast(ground, shade))
 
-    def choose(self, name: str, options: Sequence[str]) -> str:
+        ground = self.choose("background_colour", sorted(_GROUND, key=clear)[4:])
+        self.ground = ground
+        distinct = sorted(_CLOTH, key=lambda cloth: _contrast(cloth, ground))
+        cloth = self.choose("cloth_colour", distinct[4:])
+        self.cloth = _oklch(*cloth)
+        self.cloth_dark = _oklch(cloth[0] - 0.08, cloth[1], cloth[2] - 6)
+        self.cloth_light = _oklch(min(cloth[0] + 0.07, 0.96), cloth[1], cloth[2] + 4)
+        partners = sorted(_CLOTH, key=lambda other: -abs(other[0] - cloth[0]))
+        self.trim = _oklch(*self.choose("cloth_accent", partners[:4]))
+        self.sash = _oklch(*self.choose("accessory", partners[:6]))
+        dark = _contrast(ground, (0.36, 0.02, 270)) > 0.2 and cloth[0] > 0.5
+        self.trousers = _oklch(0.36, 0.03, 270) if dark else _oklch(0.88, 0.025, 85)
+
+    def choose(self, name: str, options: Sequence[Any]) -> Any:
         return options[min(int(self.raw[name] * len(options)), len(options) - 1)]
 
     def span(self, name: str, low: float, high: float) -> float:
@@ -585,71 +598,75 @@ def _between(v: Any, top: Any, bottom: Any, slope: Any) -> Any:
 
 def _background(who: _Identity, size: int, kind: str) -> np.ndarray:
     """The scene behind a puppet, (3, size, size) float32."""
-    hue, light = who.ground_hue, who.ground_light
-    base = np.ones((3, 1, 1), np.float32)
-    canvas = _Canvas(np.broadcast_to(base, (3, size, size)), 1)
+    light, chroma, hue = who.ground
+    bright, dim = _oklch(light + 0.05, chroma, hue + 12), _oklch(light - 0.07, chroma, hue - 12)
+    detail = who.raw["background_detail"]
+    rng = np.random.Generator(np.random.PCG64(int(detail * 2**24)))
+    plain = np.ones((3, size, size), np.float32) * _oklch(*who.ground)[:, None, None]
+    canvas = _Canvas(plain, 1)
     page = canvas.layer(canvas.screen(), -1.0, -1.0, 1.0, 1.0)
     u, v = page.u, page.v
-    everywhere = np.full_like(u, -1.0)
-    page.paint(everywhere, _oklch(light, 0.075, hue))
-    detail = who.raw["background_detail"]
-    bright, dim = _oklch(light + 0.06, 0.06, hue + 14), _oklch(light - 0.07, 0.085, hue - 14)
-    rng = np.random.Generator(np.random.PCG64(int(detail * 2**24)))
-    style = who.background
-    if style == "gradient":
-        page.paint(v + 0.35 * u - 0.1, dim, soft=2.6, opacity=1.0)
-        page.paint(_ellipse(u, v + 0.15, 0.75, 0.75), bright, soft=0.9)
-    elif style == "stripes":
-        across = u * np.float32(np.cos(0.5 + detail)) + v * np.float32(np.sin(0.5 + detail))
-        page.paint(np.abs((across * 2.2) % 1.0 - 0.5) / 2.2 - 0.11, bright, opacity=0.8)
-    elif style == "bokeh":
+    if who.background == "gradient":
+        page.paint(v + 0.35 * u - 0.1, dim, soft=2.6)
+        page.paint(_ellipse(u, v + 0.15, 0.75, 0.75), _shade(bright, 0.2), soft=0.9)
+    elif who.background == "stripes":
+        tilt = 0.5 + detail
+        across = u * math.cos(tilt) + v * math.sin(tilt)
+        page.paint(_stripe(across, 0.45), bright, 0.8)
+    elif who.background == "bokeh":
         page.paint(v - 0.2, dim, soft=2.4)
-        for _ in range(14):
-            x, y, radius, tint = rng.random(4)
-            layer = canvas.layer(
+        for x, y, radius, tint in rng.random((16, 4)).tolist():
+            spot = canvas.layer(
                 canvas.screen().at(2.2 * x - 1.1, 2.2 * y - 1.1), -0.3, -0.3, 0.3, 0.3
             )
-            radius = 0.09 + 0.17 * radius
-            shape = _ellipse(layer.u, layer.v, radius, radius)
-            layer.paint(shape, _oklch(light + 0.1, 0.08, hue + 90 * (tint - 0.5)), 0.4, soft=0.04)
-    elif style == "tiles":
-        pitch = 0.4
-        row = np.floor(v / pitch)
-        iu = ((u / pitch + 0.5 * (row % 2)) % 1.0 - 0.5) * pitch
-        iv = (v / pitch % 1.0 - 0.5) * pitch
-        box = np.maximum(np.abs(iu), np.abs(iv)) - 0.44 * pitch
-        page.paint(box, bright, opacity=0.75)
-        page.paint(v - 0.2, dim, soft=2.6, opacity=0.6)
+            radius = 0.07 + 0.17 * radius
+            colour = _oklch(light + 0.10, 0.08, hue + 90 * (tint - 0.5))
+            spot.paint(_ellipse(spot.u, spot.v, radius, radius), colour, 0.45, soft=0.04)
+    elif who.background == "tiles":
+        along, down = _brick(u, v, 0.4)
+        page.paint(np.maximum(np.abs(along), np.abs(down)) - 0.18, bright, 0.75)
+        page.paint(v - 0.2, dim, 0.6, soft=2.6)
     else:
-        page.paint(everywhere, _oklch(0.88, 0.05, 235))
-        page.paint(v + 0.1, _oklch(0.94, 0.045, 80), soft=1.4)
-        page.paint(_ellipse(u - 1.2 * detail + 0.6, v + 0.55, 0.17, 0.17), _oklch(0.96, 0.07, 95))
-        for level, (depth, tone) in enumerate(((0.12, 0.74), (0.3, 0.66), (0.52, 0.57))):
-            phase = _TAU * rng.random(2)
-            ridge = depth - 0.16 * np.sin(2.3 * u + phase[0]) - 0.06 * np.sin(5.1 * u + phase[1])
-            page.paint(ridge.astype(np.float32) - v, _oklch(tone, 0.07, 160 + 18 * level))
+        sky = 235.0 if detail < 0.5 else 300.0
+        page.paint(np.full_like(u, -1.0), _oklch(0.87, 0.06, sky))
+        page.paint(0.1 - v, _oklch(0.94, 0.05, 75), soft=1.5)
+        page.paint(_ellipse(u - 1.4 * detail + 0.7, v + 0.6, 0.16, 0.16), _oklch(0.97, 0.06, 95))
+        land = 160.0 if detail < 0.5 else 225.0
+        for level, phase in enumerate(rng.random((3, 2)) * (2.0 * np.pi)):
+            ridge = 0.05 + 0.2 * level - v
+            for height, rate, start in ((0.16, 2.3, phase[0]), (0.06, 5.1, phase[1])):
+                ridge = ridge - height * np.sin(rate * u + np.float32(start))
+            page.paint(ridge, _oklch(0.76 - 0.09 * level, 0.075, land + 15 * level))
     if kind == "taichi":
-        floor = _oklch(light - 0.16, 0.05, hue + 30)
-        page.paint(0.52 - v, floor)
-        page.paint(0.52 - v, _shade(floor, 0.25), soft=0.9, opacity=0.6, clip=page.cover(0.52 - v))
-    page.paint(1.25 - np.sqrt(u * u + v * v), _shade(dim, -0.4), soft=1.1, opacity=0.45)
+        floor = _oklch(light - 0.13, 0.5 * chroma, hue + 20)
+        ground = page.paint(0.55 - v, floor)
+        page.paint(0.6 - v, _shade(floor, 0.3), 0.7, soft=0.8, clip=ground)
+    page.paint(1.3 - np.sqrt(u * u + v * v), _INK, 0.22, soft=1.1)
     return canvas.rgb[:, 0]
 
 
-def _textured(layer: _Layer, who: _Identity, clip: np.ndarray, pitch: float) -> None:
-    """Paint the pattern of the clothes over a coverage."""
+def _stripe(x: Any, period: float) -> Any:
+    """Distance to stripes that cover half of a line, one every ``period``."""
+    return np.abs(x % period - 0.5 * period) - 0.25 * period
+
+
+def _brick(u: Any, v: Any, pitch: float) -> tuple[Any, Any]:
+    """Coordinates relative to the nearest centre of a grid whose every other row is shifted."""
+    row = np.floor(v / pitch)
+    return (u + 0.5 * pitch * (row % 2)) % pitch - 0.5 * pitch, v - (row + 0.5) * pitch
+
+
+def _paint_pattern(layer: _Layer, who: _Identity, cloth: np.ndarray, pitch: float) -> None:
+    """Paint the pattern of the clothes over their coverage."""
     u, v = layer.u, layer.v
     if who.pattern == "stripes":
-        layer.paint(np.abs((v / pitch) % 1.0 - 0.5) * pitch - 0.2 * pitch, who.accent, clip=clip)
+        layer.paint(_stripe(v, pitch), who.trim, 0.85, clip=cloth)
     elif who.pattern == "dots":
-        row = np.floor(v / pitch)
-        iu = ((u / pitch + 0.5 * (row % 2)) % 1.0 - 0.5) * pitch
-        iv = (v / pitch % 1.0 - 0.5) * pitch
-        layer.paint(np.sqrt(iu * iu + iv * iv) - 0.24 * pitch, who.accent, clip=clip)
+        along, down = _brick(u, v, pitch)
+        layer.paint(np.sqrt(along**2 + down**2) - 0.22 * pitch, who.trim, 0.85, clip=cloth)
     elif who.pattern == "check":
-        for w in (u, v):
-            band = np.abs((w / pitch) % 1.0 - 0.5) * pitch - 0.25 * pitch
-            layer.paint(band, who.accent, opacity=0.35, clip=clip)
+        for axis in (u, v):
+            layer.paint(_stripe(axis, pitch), who.trim, 0.3, clip=cloth)
 
 
 # Talking head
@@ -666,26 +683,25 @@ class _Skull:
     def point(self, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
         """Turn a point (z towards the viewer) into the plane of the head: (u, v, depth)."""
         u = x * self.cos_yaw + z * self.sin_yaw
-        depth = z * self.cos_yaw - x * self.sin_yaw
+        z = z * self.cos_yaw - x * self.sin_yaw
         return (
             u,
-            y * self.cos_pitch - depth * self.sin_pitch,
-            depth * self.cos_pitch + y * self.sin_pitch,
+            y * self.cos_pitch - z * self.sin_pitch,
+            z * self.cos_pitch + y * self.sin_pitch,
         )
 
     def depth(self, x: float, y: float) -> float:
         """Height of the face's surface in front of the middle of the head."""
         a, b, c = self.radii
-        return c * float(np.sqrt(max(1.0 - (x / a) ** 2 - (y / b) ** 2, 0.05)))
+        return c * math.sqrt(max(1.0 - (x / a) ** 2 - (y / b) ** 2, 0.05))
 
     def touch(self, x: float, y: float, lift: float = 0.0) -> _Patch:
         """The plane touching the face at (x, y), raised by ``lift``."""
         a, b, c = self.radii
         z = self.depth(x, y)
-        zu, zv = -c * c * x / (a * a * z), -c * c * y / (b * b * z)
         u, v, _ = self.point(x, y, z + lift)
-        uu, vu, _ = self.point(1.0, 0.0, zu)
-        uv, vv, _ = self.point(0.0, 1.0, zv)
+        uu, vu, _ = self.point(1.0, 0.0, -c * c * x / (a * a * z))
+        uv, vv, _ = self.point(0.0, 1.0, -c * c * y / (b * b * z))
         return self.plane.at(u, v, uu, uv, vu, vv)
 
     def width(self, x: float, z: float) -> Any:
@@ -697,519 +713,535 @@ class _Skull:
         return np.sqrt((y * self.cos_pitch) ** 2 + (z * self.sin_pitch) ** 2)
 
 
+class _Head:
+    """One talking head being painted: who, in which poses, and where its parts are."""
+
+    def __init__(self, canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -> None:
+        self.canvas, self.who, self.pose = canvas, who, pose
+        self.wide, self.long = (
+            who.span("face_width", 0.94, 1.07),
+            who.span("face_length", 0.95, 1.05),
+        )
+        self.spacing = who.span("eye_spacing", 0.30, 0.35) * self.wide
+        self.volume = who.span("hair_volume", 0.0, 0.09)
+        yaw, pitch, roll = pose["yaw"], pose["pitch"], pose["roll"]
+        # The head hangs on the neck and rolls about a point below it; the torso follows partly.
+        neck_x, neck_y = 0.62 * pose["x"], 0.48 + 0.5 * pose["y"]
+        plane = canvas.screen().at(
+            neck_x + 0.38 * pose["x"] + 0.53 * np.sin(roll) + 0.05 * yaw,
+            neck_y + 0.5 * pose["y"] - 0.53 * np.cos(roll) - 0.03 * pitch,
+        )
+        plane = plane.at(0.0, 0.0, 0.55, 0.0, 0.0, 0.55).turned(roll)
+        self.skull = _Skull(plane, yaw, pitch, (0.82 * self.wide, 1.12 * self.long, 0.82))
+        self.torso = canvas.screen().at(0.6 * neck_x, 0.10 + 0.35 * pose["y"]).turned(0.12 * roll)
+        self.ears = [
+            (sign, *self.skull.point(sign * 0.80 * self.wide, 0.06, -0.08)) for sign in (-1, 1)
+        ]
+        self.face = canvas.mask()
+
+
 def _draw_head(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -> None:
-    wide, long = who.span("face_width", 0.93, 1.08), who.span("face_length", 0.95, 1.06)
-    yaw, pitch, roll = pose["yaw"], pose["pitch"], pose["roll"]
-    # The head hangs on the neck: it turns about a point below it.
-    neck_x, neck_y = 0.62 * pose["x"], 0.44 + 0.5 * pose["y"]
-    lift = 0.53 + 0.02 * pitch
-    head = canvas.screen().at(
-        neck_x + 0.38 * pose["x"] + lift * np.sin(roll) + 0.06 * yaw,
-        neck_y + 0.5 * pose["y"] - lift * np.cos(roll) - 0.02 * pitch,
-        0.50,
-        0.0,
-        0.0,
-        0.50,
-    )
-    skull = _Skull(head.turned(roll), yaw, pitch, (0.82 * wide, 1.12 * long, 0.82))
-    torso = canvas.screen().at(neck_x * 0.6, 0.06 + 0.35 * pose["y"]).turned(0.12 * roll)
+    head = _Head(canvas, who, pose)
+    _draw_back_hair(head)
+    _draw_shoulders(head)
+    for ear in head.ears:
+        _draw_ear(head, *ear[:3], 1.0)
+    _draw_face(head)
+    if who.beard:
+        _draw_beard(head)
+    for sign, lid in ((-1.0, "left_eye"), (1.0, "right_eye")):
+        _draw_eye(head, sign, pose[lid])
+        _draw_brow(head, sign)
+    _draw_mouth(head)
+    _draw_nose(head)
+    if who.hair_style == "cap":
+        _draw_cap(head)
+    elif who.hair_style != "bald":
+        _draw_front_hair(head)
+    if who.hair_style not in ("long", "bob", "curly"):
+        for *ear, depth in head.ears:  # the near ear comes in front as the head turns
+            _draw_ear(head, *ear, _smoothstep(depth, 0.02, 0.25))
+    if who.raw["glasses"] > 0.68:
+        _draw_glasses(head)
 
-    _draw_back_hair(canvas, who, skull, wide, long)
-    _draw_torso(canvas, who, torso, head, yaw)
-    face = _draw_face(canvas, who, skull, wide, long, pose)
-    _draw_features(canvas, who, skull, face, pose, wide)
-    _draw_front_hair(canvas, who, skull, wide, long)
-    _draw_glasses(canvas, who, skull, wide)
 
-
-def _draw_torso(
-    canvas: _Canvas, who: _Identity, torso: _Patch, head: _Patch, yaw: np.ndarray
-) -> None:
-    build = who.span("build", 0.9, 1.1)
-    layer = canvas.layer(torso, -1.2, 0.1, 1.2, 1.3)
+def _draw_shoulders(head: _Head) -> None:
+    who, torso = head.who, head.torso
+    build = who.span("build", 0.92, 1.08)
+    layer = head.canvas.layer(torso, -1.3, 0.0, 1.3, 1.3)
     u, v = layer.u, layer.v
-    # Neck: from under the head, wherever it is, to the collar.
-    chin_x, chin_y = head.x - torso.x, head.y - torso.y + 0.2
-    neck = _limb(u, v, chin_x, chin_y, 0.155 * build, 0.0, 0.52, 0.18 * build)
-    layer.paint(neck, who.skin_shadow)
     side = np.abs(u)
-    shape = _limb(side, v, 0.0, 0.56, 0.15, 0.50 * build, 0.74, 0.19)
-    body = np.maximum(side - 0.60 * build - 0.10 * (v - 0.7), 0.72 - v)
-    cloth = layer.paint(_merge(shape, body, 0.12), who.cloth)
-    _textured(layer, who, cloth, 0.19)
-    layer.paint(0.66 - v + 0.25 * u, who.cloth_dark, opacity=0.5, soft=0.7, clip=cloth)
-    turn = 0.10 * np.sin(yaw)
+    slope = _limb(side, v, 0.0, 0.60, 0.15, 0.52 * build, 0.76, 0.20)
+    body = np.maximum(side - 0.66 * build - 0.3 * (v - 0.75), 0.72 - v)
+    shape = _merge(slope, body, 0.12)
+    chin_x, chin_y = head.skull.plane.x - torso.x, head.skull.plane.y - torso.y
+    neck = _limb(u, v, chin_x, chin_y + 0.2, 0.175 * build, 0.0, 0.56, 0.19 * build)
+    skin = layer.paint(np.minimum(neck, np.maximum(shape, v - 0.85)), who.skin)
+    # The chin throws a soft shadow on the neck.
+    under = _ellipse(u - 1.25 * chin_x, v - chin_y - 0.32, 0.40, 0.37)
+    layer.paint(under, who.skin_shadow, 1.0, soft=0.3, clip=skin)
+
+    turn = 0.10 * head.skull.sin_yaw
     collar = who.choose("collar", ("crew", "v", "high"))
     if collar == "crew":
-        opening = _ellipse(u - turn, v - 0.50, 0.235 * build, 0.135)
-        layer.paint(opening - 0.045, who.cloth_light, clip=cloth)
-        layer.paint(opening, who.skin_shadow, clip=cloth)
+        opening = _ellipse(u - turn, v - 0.50, 0.27 * build, 0.175)
     elif collar == "v":
-        depth = 0.76 - 1.25 * np.abs(u - turn)
-        opening = (v - depth) * 0.62
-        layer.paint(opening - 0.04, who.accent, clip=cloth)
-        layer.paint(opening, who.skin, clip=cloth)
+        opening = (v - 0.86 + 1.2 * np.abs(u - turn)) * 0.64
     else:
-        band = _limb(u, v, turn * 0.4, 0.42, 0.165 * build, 0.0, 0.52, 0.21 * build)
-        layer.paint(band, who.cloth_light)
-        layer.paint(band, who.cloth_dark, opacity=0.6, soft=0.16, clip=layer.cover(v - 0.44))
+        opening = np.full_like(u, 1.0)
+        shape = _merge(shape, _limb(u, v, 0.5 * chin_x, 0.41, 0.20, 0.0, 0.58, 0.22), 0.1)
+    cloth = layer.paint(np.maximum(shape - 0.02, -opening), who.cloth)
+    _paint_pattern(layer, who, cloth, 0.2)
+    layer.paint(0.74 - v - 0.35 * u, _INK, 0.35, soft=0.9, clip=cloth)
+    if collar == "high":
+        band = layer.cover(v - 0.46 + 0.15 * (u - turn) ** 2)
+        layer.paint(shape, who.cloth_light, clip=cloth * band)
+    else:
+        layer.paint(opening - 0.05, who.trim, clip=cloth)
 
 
-def _draw_face(
-    canvas: _Canvas,
-    who: _Identity,
-    skull: _Skull,
-    wide: float,
-    long: float,
-    pose: dict[str, np.ndarray],
-) -> np.ndarray:
-    """Ears and the face's surface; returns the coverage of the face (T, H, W)."""
-    opened = pose["mouth_open"]
-    ears = [(sign, *skull.point(sign * 0.79 * wide, 0.06, -0.08)) for sign in (-1.0, 1.0)]
+def _draw_ear(head: _Head, sign: float, u: Any, v: Any, opacity: Any) -> None:
+    who = head.who
+    layer = head.canvas.layer(head.skull.plane.at(u, v), -0.22, -0.26, 0.22, 0.36)
+    lean = layer.u + 0.15 * sign * layer.v
+    layer.paint(_ellipse(lean, layer.v, 0.14, 0.20), who.skin, opacity)
+    layer.paint(_ellipse(lean, layer.v, 0.08, 0.13), who.skin_shadow, opacity, soft=0.08)
+    if who.raw["accessory"] < 0.35:
+        layer.paint(_ellipse(layer.u, layer.v - 0.25, 0.055, 0.055), who.trim, opacity)
 
-    def ear(sign: float, u: Any, v: Any, opacity: Any) -> None:
-        layer = canvas.layer(skull.plane.at(u, v), -0.22, -0.3, 0.22, 0.3)
-        shape = _ellipse(layer.u + 0.15 * sign * layer.v, layer.v, 0.15, 0.21)
-        layer.paint(shape, who.skin, opacity)
-        inner = _ellipse(layer.u - 0.01 * sign + 0.15 * sign * layer.v, layer.v, 0.08, 0.13)
-        layer.paint(inner, who.skin_shadow, opacity, soft=0.08)
-        if who.raw["accessory"] < 0.3:
-            layer.paint(_ellipse(layer.u, layer.v - 0.25, 0.05, 0.05), who.accent, opacity)
 
-    for sign, u, v, _ in ears:
-        ear(sign, u, v, 1.0)
-
-    jaw = who.span("jaw", 0.52, 0.66)
+def _draw_face(head: _Head) -> None:
+    who, skull, canvas = head.who, head.skull, head.canvas
     layer = canvas.layer(skull.plane, -1.1, -1.2, 1.1, 1.35)
-    cu, cv, _ = skull.point(0.0, -0.16, -0.06)
-    ju, jv, _ = skull.point(0.0, 0.36 * long + 0.09 * opened, 0.18)
-    top = _ellipse(
-        layer.u - cu, layer.v - cv, skull.width(0.78 * wide, 0.84), skull.height(0.84, 0.84)
-    )
-    chin = _ellipse(layer.u - ju, layer.v - jv, skull.width(jaw * wide, 0.6), 0.62 * long)
-    shape = _merge(top, chin, 0.3)
-    face = canvas.mask()
-    cover = layer.paint(shape, who.skin)
-    face[layer.window] = cover
-    # Light from the upper left: a soft core shadow on the right and under the cheekbones.
-    layer.paint(
-        _ellipse(layer.u + 0.26, layer.v + 0.16, 0.92, 1.02) * -1.0,
-        who.skin_shadow,
-        opacity=0.75,
-        soft=0.55,
-        clip=cover,
-    )
-    brow = skull.touch(-0.12, -0.45)
-    light = canvas.layer(brow, -0.6, -0.5, 0.6, 0.5)
-    light.paint(_ellipse(light.u, light.v, 0.42, 0.28), who.skin_bright, 0.8, soft=0.4, clip=face)
+    u, v, _ = skull.point(0.0, -0.16, -0.06)
+    wide, high = skull.width(0.79 * head.wide, 0.84), skull.height(0.84, 0.84)
+    crown = _ellipse(layer.u - u, layer.v - v, wide, high)
+    u, v, _ = skull.point(0.0, 0.36 * head.long + 0.08 * head.pose["mouth_open"], 0.18)
+    wide = skull.width(who.span("jaw", 0.54, 0.67) * head.wide, 0.6)
+    jaw = _ellipse(layer.u - u, layer.v - v, wide, 0.62 * head.long)
+    cover = layer.paint(_merge(crown, jaw, 0.3), who.skin)
+    head.face[layer.window] = cover
+    # Light comes from the upper left.
+    core = -_ellipse(layer.u + 0.24, layer.v + 0.14, 0.92, 1.02)
+    layer.paint(core, who.skin_shadow, 0.7, soft=0.6, clip=cover)
+    glow = canvas.layer(skull.touch(-0.14, -0.45), -0.7, -0.6, 0.7, 0.6)
+    shape = _ellipse(glow.u, glow.v, 0.40, 0.26)
+    glow.paint(shape, who.skin_bright, 0.8, soft=0.4, clip=head.face)
     for sign in (-1.0, 1.0):
-        cheek = canvas.layer(skull.touch(sign * 0.46 * wide, 0.3), -0.3, -0.3, 0.3, 0.3)
-        strength = 0.5 + 0.25 * np.maximum(pose["smile"], 0.0)
-        cheek.paint(
-            _ellipse(cheek.u, cheek.v, 0.16, 0.12), who.blush, strength, soft=0.2, clip=face
-        )
-    for sign, u, v, depth in ears:
-        ear(sign, u, v, _smoothstep(depth, 0.05, 0.3))
-    return face
+        cheek = canvas.layer(skull.touch(sign * 0.46 * head.wide, 0.29), -0.3, -0.3, 0.3, 0.3)
+        shape = _ellipse(cheek.u, cheek.v, 0.15, 0.12)
+        strength = 0.35 + 0.2 * head.pose["smile"]
+        cheek.paint(shape, who.blush, strength, soft=0.24, clip=head.face)
 
 
-def _draw_features(
-    canvas: _Canvas,
-    who: _Identity,
-    skull: _Skull,
-    face: np.ndarray,
-    pose: dict[str, np.ndarray],
-    wide: float,
-) -> None:
-    if who.raw["beard"] > 0.72 and who.hair_style not in ("long", "bun", "bob"):
-        _draw_beard(canvas, who, skull, face, pose)
-    spacing = who.span("eye_spacing", 0.29, 0.35) * wide
-    for sign, name in ((-1.0, "left_eye"), (1.0, "right_eye")):
-        _draw_eye(canvas, who, skull.touch(sign * spacing, -0.08), face, pose, name)
-        brow = skull.touch(sign * (spacing + 0.01), -0.36)
-        layer = canvas.layer(brow, -0.4, -0.32, 0.4, 0.24)
-        u, v = layer.u * sign, layer.v + 0.085 * pose["brows"]
-        bend = 0.9 * (u - 0.03) ** 2 - who.span("brow_tilt", -0.12, 0.16) * u
-        bend = bend + 0.07 * pose["brows"] * u
-        half = who.span("brow_weight", 0.028, 0.055) * (1.0 - 0.9 * (u - 0.02))
-        line = np.maximum(np.abs(v - bend) - half, np.abs(u - 0.02) - 0.24)
-        layer.paint(line, _blend(who.hair_dark, who.skin_line, 0.15), clip=face)
-    _draw_mouth(canvas, who, skull.touch(0.0, 0.53, 0.03), face, pose)
-    _draw_nose(canvas, who, skull, face)
-
-
-def _draw_eye(
-    canvas: _Canvas,
-    who: _Identity,
-    patch: _Patch,
-    face: np.ndarray,
-    pose: dict[str, np.ndarray],
-    name: str,
-) -> None:
-    size = who.span("eye_size", 0.92, 1.12)
-    half, opened = 0.20 * size, pose[name]
-    layer = canvas.layer(patch, -0.3, -0.3, 0.3, 0.22)
+def _draw_eye(head: _Head, sign: float, opened: Any) -> None:
+    who, pose = head.who, head.pose
+    size = who.span("eye_size", 0.95, 1.12)
+    half = 0.205 * size
+    layer = head.canvas.layer(head.skull.touch(sign * head.spacing, -0.08), -0.36, -0.36, 0.36, 0.3)
     u, v = layer.u, layer.v
     s = u / half
     arch = 1.0 - s * s
-    upper = (0.05 - 0.23 * size * opened) * arch
+    upper = (0.05 - 0.22 * size * opened) * arch
     lower = (0.055 + 0.055 * opened) * arch
-    slope = s * ((0.46 * size * opened - 0.1) / half)
-    # Lid: a soft socket shadow that also reads as the closed lid.
-    layer.paint(_ellipse(u, v + 0.06, 0.27, 0.2), who.skin_shadow, 0.55, soft=0.2, clip=face)
-    lens = _between(v, upper, lower, slope)
-    white = layer.paint(lens, (0.97, 0.96, 0.95), clip=face)
-    gaze_u, gaze_v = 0.085 * pose["gaze_x"], -0.03 + 0.05 * pose["gaze_y"]
-    away = np.sqrt((u - gaze_u) ** 2 + (v - gaze_v) ** 2)
-    layer.paint(away - 0.125 * size, who.iris, clip=white)
-    layer.paint(np.abs(away - 0.118 * size) - 0.012, _shade(who.iris, -0.5), clip=white)
-    layer.paint(away - 0.068 * size, (0.05, 0.03, 0.05), clip=white)
-    glint = np.sqrt((u - gaze_u + 0.045) ** 2 + (v - gaze_v + 0.05) ** 2)
-    layer.paint(glint - 0.034, (1.0, 1.0, 1.0), clip=white)
-    layer.paint(upper + 0.05 - v, (0.3, 0.25, 0.3), 0.0, clip=white)
-    stroke = np.abs(v - upper) / np.sqrt(1.0 + slope * slope)
-    lash = np.maximum(stroke - 0.026, np.abs(u) - half * 1.04)
-    layer.paint(
-        lash, _blend(who.skin_line, np.array([0.08, 0.05, 0.07], np.float32), 0.75), clip=face
-    )
+    slope = s * ((0.44 * size * opened - 0.1) / half)
+    socket = _ellipse(u, v + 0.06, 0.26, 0.19)
+    layer.paint(socket, who.skin_shadow, 0.6, soft=0.2, clip=head.face)
+    white = layer.paint(_between(v, upper, lower, slope), (0.97, 0.96, 0.95), clip=head.face)
+    gaze_u, gaze_v = u - 0.085 * pose["gaze_x"], v + 0.03 - 0.05 * pose["gaze_y"]
+    away = np.sqrt(gaze_u * gaze_u + gaze_v * gaze_v)
+    layer.paint(away - 0.128 * size, _shade(who.iris, -0.45), clip=white)
+    layer.paint(away - 0.108 * size, who.iris, clip=white)
+    layer.paint(away - 0.066 * size, (0.05, 0.03, 0.05), clip=white)
+    layer.paint(v - upper - 0.035, _INK, 0.25, soft=0.07, clip=white)  # shadow of the lid
+    glint = np.sqrt((gaze_u + 0.045) ** 2 + (gaze_v + 0.05) ** 2)
+    layer.paint(glint - 0.036, (1.0, 1.0, 1.0), clip=white)
+    lash = np.abs(v - upper) / np.sqrt(1.0 + slope * slope) - 0.018 - 0.014 * arch
+    lash = np.maximum(lash, np.abs(u) - 1.03 * half)
+    layer.paint(lash, _blend(who.skin_line, _INK, 0.8), clip=head.face)
 
 
-def _draw_nose(canvas: _Canvas, who: _Identity, skull: _Skull, face: np.ndarray) -> None:
-    size = who.span("nose_size", 0.85, 1.2)
-    bu, bv, _ = skull.point(0.0, -0.08, skull.depth(0.0, -0.08) + 0.01)
-    tu, tv, _ = skull.point(0.0, 0.22, skull.depth(0.0, 0.22) + 0.17 * size)
-    layer = canvas.layer(skull.plane.at(tu, tv), -0.35, -0.55, 0.35, 0.25)
+def _draw_brow(head: _Head, sign: float) -> None:
+    who, brows = head.who, head.pose["brows"]
+    patch = head.skull.touch(sign * (head.spacing + 0.01), -0.36)
+    layer = head.canvas.layer(patch, -0.4, -0.36, 0.4, 0.3)
+    u, v = sign * layer.u - 0.02, layer.v + 0.09 * brows
+    bend = 0.9 * u * u - who.span("brow_tilt", -0.08, 0.14) * u + 0.10 * brows * u
+    half = who.span("brow_weight", 0.030, 0.055) * (1.0 - 0.9 * u)
+    shape = np.maximum(np.abs(v - bend) - half, np.abs(u) - 0.24)
+    layer.paint(shape, who.brow, clip=head.face)
+
+
+def _draw_nose(head: _Head) -> None:
+    who, skull = head.who, head.skull
+    size = who.span("nose_size", 0.9, 1.2)
+    top_u, top_v, _ = skull.point(0.0, -0.08, skull.depth(0.0, -0.08) + 0.01)
+    tip_u, tip_v, _ = skull.point(0.0, 0.22, skull.depth(0.0, 0.22) + 0.17 * size)
+    layer = head.canvas.layer(skull.plane.at(tip_u, tip_v), -0.4, -0.6, 0.4, 0.3)
     u, v = layer.u, layer.v
-    ridge = _limb(u - 0.05, v, bu - tu, bv - tv, 0.02, 0.0, 0.0, 0.07 * size)
-    layer.paint(ridge, who.skin_shadow, 0.7, soft=0.1, clip=face)
+    ridge = _limb(u - 0.05, v, top_u - tip_u, top_v - tip_v, 0.02, 0.0, 0.0, 0.07 * size)
+    layer.paint(ridge, who.skin_shadow, 0.75, soft=0.12, clip=head.face)
     wing = _ellipse(np.abs(u) - 0.085 * size, v - 0.045, 0.06 * size, 0.05)
-    ball = _merge(_ellipse(u, v, 0.10 * size, 0.085 * size), wing, 0.06)
-    layer.paint(ball - 0.012, who.skin_shadow, 0.9, soft=0.06, clip=face)
-    layer.paint(_ellipse(u + 0.01, v + 0.01, 0.1 * size, 0.08 * size), who.skin, 1.0, soft=0.06)
-    layer.paint(_ellipse(u + 0.03, v + 0.03, 0.045, 0.035), who.skin_bright, 0.9, soft=0.05)
-    nostril = _ellipse(np.abs(u) - 0.06 * size, v - 0.075 * size, 0.034, 0.018)
-    layer.paint(nostril, who.skin_line, 0.85, clip=face)
+    ball = _merge(_ellipse(u, v, 0.10 * size, 0.09 * size), wing, 0.06)
+    layer.paint(ball - 0.015, who.skin_shadow, 0.9, soft=0.05)
+    layer.paint(_ellipse(u + 0.01, v + 0.012, 0.10 * size, 0.08 * size), who.skin, soft=0.06)
+    layer.paint(_ellipse(u + 0.03, v + 0.03, 0.05, 0.04), who.skin_bright, 0.9, soft=0.06)
+    nostril = _ellipse(np.abs(u) - 0.06 * size, v - 0.078 * size, 0.034, 0.018)
+    layer.paint(nostril, who.skin_line, 0.9)
 
 
-def _draw_mouth(
-    canvas: _Canvas, who: _Identity, patch: _Patch, face: np.ndarray, pose: dict[str, np.ndarray]
-) -> None:
-    opened, smile = pose["mouth_open"], pose["smile"]
-    half = who.span("mouth_width", 0.25, 0.31) * (1.0 + 0.14 * smile - 0.2 * opened)
-    layer = canvas.layer(patch, -0.46, -0.3, 0.46, 0.52)
+def _draw_mouth(head: _Head) -> None:
+    who, opened, smile = head.who, head.pose["mouth_open"], head.pose["smile"]
+    half = who.span("mouth_width", 0.27, 0.33) * (1.0 + 0.14 * smile - 0.2 * opened)
+    layer = head.canvas.layer(head.skull.touch(0.0, 0.53, 0.03), -0.48, -0.3, 0.48, 0.56)
     u, v = layer.u, layer.v
     s = u / half
     arch = 1.0 - s * s
-    middle = 0.10 * smile * arch - 0.05 * smile
+    middle = 0.11 * smile * arch - 0.055 * smile
     upper = middle - 0.05 * opened * arch
-    lower = middle + 0.27 * opened * arch
+    lower = middle + 0.28 * opened * arch
     slope = s * (0.2 * smile + 0.3 * opened) / half
-    bow = np.exp(-((u / 0.06) ** 2))
-    lips_top = upper - (0.065 + 0.025 * np.abs(s) * 0 - 0.018 * bow) * arch
-    lips_low = lower + 0.085 * arch
-    lips = _between(v, lips_top, lips_low, slope)
-    layer.paint(_ellipse(u, v - 0.2 - 0.27 * opened, 0.16, 0.06), who.skin_shadow, 0.6, 0.1, face)
-    red = layer.paint(lips, who.lips, clip=face)
-    layer.paint(lower + 0.045 - v, _shade(who.lips, 0.22), 0.55, 0.06, clip=red)
-    hole = layer.paint(_between(v, upper, lower, slope), (0.22, 0.06, 0.09), clip=face)
-    teeth = v - (upper + 0.085 * arch)
-    layer.paint(teeth, (0.96, 0.94, 0.91), clip=hole)
-    tongue = _ellipse(u, v - lower - 0.01, half * 0.62, 0.11)
-    layer.paint(tongue, (0.78, 0.36, 0.38), clip=hole * layer.cover(-teeth))
-    seam = np.maximum(np.abs(v - middle) / np.sqrt(1.0 + slope * slope) - 0.016, np.abs(u) - half)
-    layer.paint(seam, _shade(who.lips, -0.55), 1.0 - _smoothstep(opened, 0.02, 0.15), clip=face)
+    shade = _ellipse(u, v - 0.2 - 0.28 * opened, 0.15, 0.05)
+    layer.paint(shade, who.skin_shadow, 0.8, soft=0.1, clip=head.face)
+    bow = 0.02 * np.exp(-((u / 0.06) ** 2))
+    lips = _between(v, upper - (0.07 - bow) * arch, lower + 0.09 * arch, slope)
+    red = layer.paint(lips, who.lips, clip=head.face)
+    layer.paint(lower + 0.05 * arch - v, who.lips_light, 0.6, soft=0.06, clip=red)
+    hole = layer.paint(_between(v, upper, lower, slope), (0.22, 0.06, 0.09), clip=head.face)
+    teeth = v - upper - 0.09 * arch
+    tongue = _ellipse(u, v - lower - 0.01, 0.62 * half, 0.12)
+    layer.paint(tongue, (0.80, 0.38, 0.40), clip=hole)
+    layer.paint(teeth, (0.97, 0.95, 0.92), clip=hole)
+    seam = np.abs(v - middle) / np.sqrt(1.0 + slope * slope) - 0.022 * np.maximum(arch, -0.5)
+    shut = 1.0 - _smoothstep(opened, 0.02, 0.15)
+    layer.paint(seam, _shade(who.lips, -0.5), shut, clip=head.face)
 
 
-def _draw_beard(
-    canvas: _Canvas,
-    who: _Identity,
-    skull: _Skull,
-    face: np.ndarray,
-    pose: dict[str, np.ndarray],
-) -> None:
-    layer = canvas.layer(skull.plane, -1.0, -0.1, 1.0, 1.35)
-    cu, cv, _ = skull.point(0.0, 0.12, 0.6)
-    cheeks = _ellipse(layer.u - cu, layer.v - cv, skull.width(0.56, 0.4), 0.42)
-    edge = _between(layer.v, 0.12 + 0.0 * layer.u, 2.0, 0.0)
-    layer.paint(np.maximum(-cheeks, edge), who.hair, opacity=0.96, clip=face)
-    lip = canvas.layer(skull.touch(0.0, 0.40, 0.08), -0.4, -0.2, 0.4, 0.25)
+def _draw_beard(head: _Head) -> None:
+    who, skull = head.who, head.skull
+    layer = head.canvas.layer(skull.plane, -1.0, -0.2, 1.0, 1.35)
+    u, v, _ = skull.point(0.0, 0.12, 0.6)
+    cheeks = _ellipse(layer.u - u, layer.v - v, skull.width(0.56, 0.4), 0.42)
+    shape = np.maximum(-cheeks, v - layer.v)
+    beard = layer.paint(shape, who.hair, clip=head.face)
+    layer.paint(v + 0.62 - layer.v, who.hair_dark, 0.7, soft=0.5, clip=beard)
+    lip = head.canvas.layer(skull.touch(0.0, 0.40, 0.08), -0.42, -0.2, 0.42, 0.3)
     bend = 0.9 * lip.u**2 - 0.02
     half = 0.06 * (1.0 - (lip.u / 0.34) ** 2)
-    lip.paint(_between(lip.v, bend - half, bend + half, 1.4 * lip.u), who.hair, clip=face)
+    lip.paint(_between(lip.v, bend - half, bend + half, 1.4 * lip.u), who.hair, clip=head.face)
 
 
-def _draw_back_hair(
-    canvas: _Canvas, who: _Identity, skull: _Skull, wide: float, long: float
-) -> None:
-    style, volume = who.hair_style, who.span("hair_volume", 0.0, 0.1)
-    u0, v0, _ = skull.point(0.0, -0.2, -0.25)
-    layer = canvas.layer(skull.plane.at(u0, v0), -1.4, -1.5, 1.4, 1.8)
+def _draw_back_hair(head: _Head) -> None:
+    who, skull, volume, wide = head.who, head.skull, head.volume, head.wide
+    centre_u, centre_v, _ = skull.point(0.0, -0.2, -0.25)
+    layer = head.canvas.layer(skull.plane.at(centre_u, centre_v), -1.3, -1.3, 1.3, 1.75)
     u, v = layer.u, layer.v
-    if style == "long":
-        shape = _ellipse(u, v, 0.94 * wide + volume, 0.98)
-        fall = np.maximum(np.abs(u) - 0.86 * wide - volume - 0.1 * v, np.maximum(-v, v - 1.35))
-        layer.paint(_merge(shape, fall, 0.2), who.hair_dark)
-    elif style == "bob":
+    if who.hair_style == "long":
+        fall = np.maximum(np.abs(u) - 0.88 * wide - volume, np.maximum(-v, v - 1.4))
+        layer.paint(_merge(_ellipse(u, v, 0.92 * wide + volume, 0.98), fall, 0.2), who.hair_dark)
+    elif who.hair_style == "bob":
         shape = _ellipse(u, v - 0.12, 0.98 * wide + volume, 1.05)
-        layer.paint(np.maximum(shape, v - 0.92), who.hair_dark)
-    elif style == "curly":
-        angle = np.arctan2(v, u)
-        bumps = 0.055 * np.cos(13.0 * angle)
-        layer.paint(_ellipse(u, v + 0.05, 1.02 * wide + volume, 1.05) - bumps, who.hair_dark)
-    elif style == "bun":
-        layer.paint(_ellipse(u, v, 0.86 * wide, 0.92), who.hair_dark)
-        bu, bv, _ = skull.point(0.0, -1.12, -0.25)
-        ball = canvas.layer(skull.plane.at(bu, bv), -0.45, -0.45, 0.45, 0.45)
-        radius = 0.31 + volume
-        disc = ball.paint(_ellipse(ball.u, ball.v, radius, radius * 0.92), who.hair)
-        glow = _ellipse(ball.u + 0.1, ball.v + 0.1, 0.16, 0.12)
-        ball.paint(glow, who.hair_light, 0.7, soft=0.2, clip=disc)
+        layer.paint(np.maximum(shape, v - 0.92 - 0.06 * u * u), who.hair_dark)
+    elif who.hair_style == "curly":
+        bumps = 0.05 * np.cos(13.0 * np.arctan2(v, u))
+        layer.paint(_ellipse(u, v - 0.02, 1.02 * wide + volume, 1.08) - bumps, who.hair_dark)
+    elif who.hair_style == "bun":
+        layer.paint(_ellipse(u, v, 0.84 * wide, 0.92), who.hair_dark)
+        bun_u, bun_v, _ = skull.point(0.0, -1.10, -0.3)
+        bun = head.canvas.layer(skull.plane.at(bun_u, bun_v), -0.45, -0.45, 0.45, 0.45)
+        cover = bun.paint(_ellipse(bun.u, bun.v, 0.32 + volume, 0.29 + volume), who.hair)
+        bun.paint(bun.v * -1.0 + 0.16, who.hair_dark, 0.8, soft=0.2, clip=cover)
+        glow = _ellipse(bun.u + 0.1, bun.v + 0.1, 0.14, 0.10)
+        bun.paint(glow, who.hair_light, 0.8, soft=0.16, clip=cover)
 
 
-def _draw_front_hair(
-    canvas: _Canvas, who: _Identity, skull: _Skull, wide: float, long: float
-) -> None:
-    style, volume = who.hair_style, who.span("hair_volume", 0.0, 0.1)
-    layer = canvas.layer(skull.plane, -1.3, -1.45, 1.3, 1.6)
-    u, v = layer.u, layer.v
-    cu, cv, _ = skull.point(0.0, -0.2, -0.1)
-    rise = 0.93 + volume
-    dome = _ellipse(u - cu, v - cv, skull.width(0.84 * wide + volume / 2, 0.9), rise)
-    if style == "bald":
-        return
-    if style == "cap":
-        _draw_cap(canvas, who, skull, wide, layer, dome)
-        return
+def _hem(head: _Head, u: Any, front: float, back: float) -> Any:
+    """Lower edge of short hair: ``front`` above the ears, dropping by ``back`` behind them."""
+    (_, left, left_v, _), (_, right, right_v, _) = head.ears
+    beyond = np.maximum(np.maximum(left - u, u - right), 0.0)
+    level = left_v + (u - left) / (right - left) * (right_v - left_v)
+    return level + front + np.minimum(2.5 * beyond, back)
+
+
+def _draw_front_hair(head: _Head) -> None:
+    who, skull, wide = head.who, head.skull, head.wide
+    layer = head.canvas.layer(skull.plane, -1.3, -1.45, 1.3, 1.55)
+    centre_u, centre_v, _ = skull.point(0.0, -0.2, -0.1)
+    u, v = layer.u - centre_u, layer.v - centre_v
+    dome = _ellipse(u, v, skull.width(0.83 * wide + 0.5 * head.volume, 0.9), 0.91 + head.volume)
     # The face looks out of an opening that turns with it: turning shows more hair on one side.
-    fu, fv, _ = skull.point(0.0, 0.28, 0.62)
-    side = 1.0 if who.raw["fringe"] > 0.5 else -1.0
-    opening = _ellipse(u - fu, v - fv, skull.width(0.66 * wide, 0.45), 0.86)
-    if style in ("short", "side"):
-        shift = 0.3 * side if style == "side" else 0.0
-        lock = _ellipse(u - fu - shift, v - fv + 0.14, 0.62 * wide, 0.84)
-        opening = np.maximum(opening, lock) if style == "side" else opening
-        shape = np.maximum(np.maximum(dome, -opening), v - cv - 0.28)
-    elif style == "curly":
-        angle = np.arctan2(v - fv, u - fu)
-        shape = np.maximum(dome - 0.04, -(opening - 0.05 * np.cos(11.0 * angle)))
-        shape = np.maximum(shape, v - cv - 0.6)
-    elif style == "bob":
-        fringe = np.maximum(fv - 0.62 + 0.05 * np.cos(7.0 * (u - fu)) - v, opening)
-        shape = np.maximum(dome - 0.03, -fringe)
-        shape = np.maximum(shape, v - cv - 1.0)
+    front_u, front_v, _ = skull.point(0.0, 0.28, 0.62)
+    fu, fv = layer.u - front_u, layer.v - front_v
+    opening = _ellipse(fu, fv, skull.width(0.66 * wide, 0.45), 0.84)
+    parting = 1.0 if who.raw["fringe"] > 0.5 else -1.0
+    if who.hair_style == "short":
+        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.06, 0.5))
+        opening = np.maximum(opening, -0.66 + 0.035 * np.cos(9.0 * fu) - fv)
+    elif who.hair_style == "side":
+        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.02, 0.55))
+        opening = np.maximum(opening, -0.74 + 0.3 * parting * fu - 0.2 * fu * fu - fv)
+    elif who.hair_style == "bun":
+        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.08, 0.4))
+        opening = _merge(opening, _ellipse(fu - 0.2 * parting, fv + 0.06, 0.5 * wide, 0.84), 0.1)
+    elif who.hair_style == "curly":
+        bumps = 0.05 * np.cos(13.0 * np.arctan2(v, u))
+        shape = np.maximum(dome - 0.03 - bumps, v - 0.7)
+        opening = opening - 0.06 * np.cos(11.0 * np.arctan2(fv, fu)) - 0.02
+    elif who.hair_style == "bob":
+        shape = np.maximum(dome - 0.03, v - 1.0)
+        opening = np.maximum(opening, -0.64 + 0.03 * np.cos(9.0 * fu) - fv)
     else:
-        part = _ellipse(u - fu - 0.12 * side, v - fv, 0.7 * wide, 0.9)
-        opening = np.maximum(opening, part)
-        shape = np.maximum(dome - 0.02, -opening)
-        if style == "bun":
-            shape = np.maximum(shape, v - cv - 0.35)
+        fall = np.maximum(np.abs(u) - 0.86 * wide - 0.5 * head.volume - 0.04 * v, -v)
+        hem = 1.28 - 0.25 * u * u + 0.04 * np.cos(12.0 * u)
+        shape = np.maximum(_merge(dome - 0.02, fall, 0.2), v - hem)
+        chest = np.maximum(np.abs(layer.u - 0.5 * front_u) - 0.40 * wide, -fv)
+        lock = _ellipse(fu - 0.25 * parting, fv + 0.02, 0.55 * wide, 0.86)
+        opening = _merge(_merge(opening, lock, 0.1), chest, 0.3)
+    shape = np.maximum(shape, -opening)
+    layer.paint(shape - 0.04, who.skin_line, 0.45, soft=0.12, clip=head.face)
     hair = layer.paint(shape, who.hair)
-    layer.paint(_ellipse(u - cu + 0.3, v - cv + 0.55, 0.38, 0.2), who.hair_light, 0.75, 0.35, hair)
-    layer.paint(-_ellipse(u - cu + 0.2, v - cv + 0.2, 0.98, 1.05), who.hair_dark, 0.8, 0.4, hair)
-    if style == "long":
-        for sign in (-1.0, 1.0):
-            lu, lv, _ = skull.point(sign * 0.80 * wide, 0.1, 0.05)
-            lock = _limb(u, v, lu, lv - 0.3, 0.13, lu * 1.05, 1.25, 0.2)
-            layer.paint(lock, who.hair, soft=0.0)
+    layer.paint(-_ellipse(u + 0.2, v + 0.2, 0.98, 1.05), who.hair_dark, 0.8, soft=0.5, clip=hair)
+    if who.hair_style == "curly":
+        curls = np.cos(15.0 * u + 3.0 * np.sin(7.0 * v)) * np.cos(15.0 * v + 3.0 * np.sin(6.0 * u))
+        layer.paint(0.25 - curls, who.hair_light, 0.5, soft=0.9, clip=hair)
+    else:
+        glow = _ellipse(u + 0.28, v + 0.58, 0.36, 0.16)
+        layer.paint(glow, who.hair_light, 0.9, soft=0.3, clip=hair)
 
 
-def _draw_cap(
-    canvas: _Canvas, who: _Identity, skull: _Skull, wide: float, layer: _Layer, dome: np.ndarray
-) -> None:
-    u, v = layer.u, layer.v
-    fu, fv, _ = skull.point(0.0, -0.36, 0.80)
-    cu, cv, _ = skull.point(0.0, -0.2, -0.1)
-    sides = np.maximum(dome, np.maximum(v - cv - 0.25, -_ellipse(u - fu, v - fv - 0.5, 0.62, 0.9)))
+def _draw_cap(head: _Head) -> None:
+    who, skull, wide = head.who, head.skull, head.wide
+    layer = head.canvas.layer(skull.plane, -1.3, -1.3, 1.3, 0.9)
+    centre_u, centre_v, _ = skull.point(0.0, -0.2, -0.1)
+    u, v = layer.u - centre_u, layer.v - centre_v
+    dome = _ellipse(u, v, skull.width(0.83 * wide, 0.9), 0.90)
+    front_u, front_v, _ = skull.point(0.0, 0.28, 0.62)
+    opening = _ellipse(layer.u - front_u, layer.v - front_v, skull.width(0.68 * wide, 0.5), 0.9)
+    sides = np.maximum(np.maximum(dome, -opening), layer.v - _hem(head, layer.u, -0.04, 0.5))
     layer.paint(sides, who.hair)
-    crown = np.maximum(dome - 0.05, v - fv - 0.35 * (u - fu) ** 2 + 0.05)
-    cap = layer.paint(crown, who.cloth)
-    layer.paint(-_ellipse(u - cu + 0.2, v - cv + 0.2, 0.98, 1.05), who.cloth_dark, 0.8, 0.4, cap)
-    layer.paint(np.abs(u - fu) - 0.012, who.cloth_dark, 0.6, clip=cap)
-    bu, bv, _ = skull.point(0.0, -0.42, 1.12)
-    peak = _ellipse(u - bu, v - bv, skull.width(0.58 * wide, 0.3), 0.17)
-    layer.paint(np.maximum(peak, fv - 0.12 - v), who.cloth_dark)
-    layer.paint(np.maximum(peak + 0.03, fv - 0.14 - v), who.cloth_light, 0.5, soft=0.1)
-
-
-def _draw_glasses(canvas: _Canvas, who: _Identity, skull: _Skull, wide: float) -> None:
-    if who.raw["glasses"] < 0.68:
-        return
-    spacing = who.span("eye_spacing", 0.29, 0.35) * wide
-    frame = (
-        _shade(who.cloth, -0.45)
-        if who.raw["accessory"] > 0.5
-        else np.array([0.12, 0.1, 0.1], np.float32)
+    # The rim runs around the head at one height, so it bends up or down as the head nods.
+    rim = -0.42 * skull.cos_pitch - 0.80 * skull.sin_pitch * np.sqrt(
+        np.maximum(1.0 - ((layer.u - 0.75 * front_u) / (1.1 * wide)) ** 2, 0.0)
     )
-    square = who.raw["glasses"] > 0.84
+    crown = np.maximum(dome - 0.06, layer.v - rim)
+    layer.paint(crown - 0.08, who.skin_line, 0.5, soft=0.2, clip=head.face)
+    cap = layer.paint(crown, who.cloth)
+    layer.paint(-_ellipse(u + 0.2, v + 0.2, 0.98, 1.0), who.cloth_dark, 0.9, soft=0.5, clip=cap)
+    layer.paint(_ellipse(u + 0.3, v + 0.6, 0.3, 0.16), who.cloth_light, 0.8, soft=0.3, clip=cap)
+    layer.paint(np.abs(layer.v - rim + 0.06) - 0.05, who.trim, clip=cap)
+    root_u, root_v, _ = skull.point(0.0, -0.44, 0.74)
+    tip_u, tip_v, _ = skull.point(0.0, -0.30, 1.22)
+    pu, pv = layer.u - 0.5 * (root_u + tip_u), layer.v - 0.5 * (root_v + tip_v)
+    tall = 0.07 + 0.5 * np.abs(tip_v - root_v)
+    peak = _ellipse(pu, pv - 0.25 * pu * pu, skull.width(0.62 * wide, 0.40), tall)
+    visor = layer.paint(peak, who.cloth_dark)
+    layer.paint(pv + 0.3 * tall - 0.25 * pu * pu, who.cloth, soft=0.1, clip=visor)
+
+
+def _draw_glasses(head: _Head) -> None:
+    who, skull = head.who, head.skull
+    frame = _shade(who.cloth, -0.55) if who.raw["accessory"] > 0.5 else _INK
+    for sign, ear_u, ear_v, depth in head.ears:
+        hinge_x = sign * (head.spacing + 0.26)
+        u, v, _ = skull.point(hinge_x, -0.08, skull.depth(hinge_x, -0.08) + 0.08)
+        arm = head.canvas.layer(skull.plane, -1.0, -0.8, 1.0, 0.8)
+        shape = _limb(arm.u, arm.v, u, v, 0.022, ear_u, ear_v - 0.1, 0.018)
+        arm.paint(shape, frame, _smoothstep(depth, -0.05, 0.1))
     for sign in (-1.0, 1.0):
-        layer = canvas.layer(skull.touch(sign * spacing, -0.06, 0.08), -0.34, -0.34, 0.34, 0.34)
+        layer = head.canvas.layer(
+            skull.touch(sign * head.spacing, -0.06, 0.08), -0.36, -0.36, 0.36, 0.36
+        )
         u, v = layer.u, layer.v
-        if square:
-            corner = np.maximum(np.abs(u) - 0.16, 0.0), np.maximum(np.abs(v) - 0.10, 0.0)
-            rim = np.sqrt(corner[0] ** 2 + corner[1] ** 2) - 0.11
+        if who.raw["glasses"] > 0.84:
+            across, down = np.maximum(np.abs(u) - 0.16, 0.0), np.maximum(np.abs(v) - 0.10, 0.0)
+            rim = np.sqrt(across**2 + down**2) - 0.115
         else:
-            rim = _ellipse(u, v, 0.27, 0.25)
-        layer.paint(rim, (0.9, 0.96, 1.0), 0.14)
-        layer.paint(np.abs(rim) - 0.024, frame)
-    layer = canvas.layer(skull.touch(0.0, -0.1, 0.06), -0.14, -0.1, 0.14, 0.1)
-    bridge = np.abs(layer.v + 0.02 - 1.5 * layer.u**2) - 0.022
-    gap = spacing - 0.25
-    layer.paint(np.maximum(bridge, np.abs(layer.u) - gap), frame)
+            rim = _ellipse(u, v, 0.275, 0.255)
+        lens = layer.paint(rim, (0.9, 0.96, 1.0), 0.10)
+        layer.paint(np.abs(u + 0.6 * v + 0.08) - 0.05, (1.0, 1.0, 1.0), 1.5, soft=0.05, clip=lens)
+        layer.paint(np.abs(rim) - 0.026, frame)
+    layer = head.canvas.layer(skull.touch(0.0, -0.1, 0.06), -0.14, -0.12, 0.14, 0.12)
+    bridge = np.abs(layer.v + 0.02 - 1.5 * layer.u**2) - 0.024
+    layer.paint(np.maximum(bridge, np.abs(layer.u) - head.spacing + 0.26), frame)
 
 
 # Tai-chi figure
 
 
 def _draw_taichi(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -> None:
-    hip_x, hip_y = pose["x"], _HIP_HEIGHT + pose["y"]
-    turn = np.cos(pose["twist"])
-    screen = canvas.screen()
-    lean = pose["lean"]
-    chest_x, chest_y = hip_x + _TORSO * np.sin(lean), hip_y - _TORSO * np.cos(lean)
-    shadow = canvas.layer(screen.at(hip_x, _FLOOR + 0.02), -0.6, -0.12, 0.6, 0.12)
-    ground = np.array([0.1, 0.08, 0.15], np.float32)
-    shadow.paint(_ellipse(shadow.u, shadow.v, 0.45, 0.06), ground, 0.35, soft=0.1)
-    _draw_arm(canvas, who, screen, pose, "far", chest_x, chest_y, turn, lean)
-    for side in ("far", "near"):
-        _draw_leg(canvas, who, screen, pose, side, hip_x, hip_y, turn)
-    body = _draw_tunic(canvas, who, screen.at(hip_x, hip_y).turned(lean), pose["twist"], turn)
-    _draw_small_head(canvas, who, screen.at(chest_x, chest_y).turned(lean * 1.3), pose)
-    _draw_arm(canvas, who, screen, pose, "near", chest_x, chest_y, turn, lean, body)
+    hip_x, hip_y, lean = pose["x"], _HIP_HEIGHT + pose["y"], pose["lean"]
+    trunk = canvas.screen().at(hip_x, hip_y).turned(lean)
+    chest = trunk.at(0.0, -_TORSO)
+    shadow = canvas.layer(canvas.screen().at(hip_x, _FLOOR + 0.03), -0.6, -0.13, 0.6, 0.13)
+    layer_shape = _ellipse(shadow.u, shadow.v, 0.48, 0.065)
+    shadow.paint(layer_shape, _INK, 0.35, soft=0.1)
+    if who.hair_style == "long":
+        _draw_mane(canvas, who, chest.turned(0.3 * lean))
+    _draw_arm(canvas, who, chest, pose, -1.0, None)
+    for sign in (-1.0, 1.0):
+        _draw_leg(canvas, who, pose, sign)
+    body = _draw_tunic(canvas, who, trunk, pose["twist"])
+    _draw_small_head(canvas, who, chest.turned(0.3 * lean), pose)
+    _draw_arm(canvas, who, chest, pose, 1.0, body)
 
 
-def _box(canvas: _Canvas, screen: _Patch, points: Sequence[tuple[Any, Any]], margin: float):
-    xs, ys = np.concatenate([p[0] for p in points]), np.concatenate([p[1] for p in points])
-    return canvas.layer(
-        screen, xs.min() - margin, ys.min() - margin, xs.max() + margin, ys.max() + margin
-    )
+def _joints(canvas: _Canvas, margin: float, *points: tuple[Any, Any]) -> _Layer:
+    """A layer of the picture's plane around some moving points."""
+    low_x, low_y = (np.minimum.reduce([p[axis] for p in points]) - margin for axis in (0, 1))
+    high_x, high_y = (np.maximum.reduce([p[axis] for p in points]) + margin for axis in (0, 1))
+    return canvas.layer(canvas.screen(), low_x, low_y, high_x, high_y)
 
 
 def _draw_arm(
     canvas: _Canvas,
     who: _Identity,
-    screen: _Patch,
+    chest: _Patch,
     pose: dict[str, np.ndarray],
-    side: str,
-    chest_x: Any,
-    chest_y: Any,
-    turn: Any,
-    lean: Any,
-    body: np.ndarray | None = None,
+    sign: float,
+    body: np.ndarray | None,
 ) -> None:
-    sign = 1.0 if side == "near" else -1.0
-    shoulder_x = chest_x + sign * _SHOULDER_WIDTH * turn
-    shoulder_y = chest_y + 0.075 + sign * _SHOULDER_WIDTH * np.sin(lean)
-    raise_ = _REST_ARM + pose[f"{side}_shoulder"]
-    fold = raise_ - _REST_ELBOW * 0 + pose[f"{side}_elbow"] * 1.0
-    # Raising opens the arm outwards; folding brings the forearm up and back over the chest.
-    elbow_x = shoulder_x + sign * _UPPER_ARM * np.sin(raise_)
-    elbow_y = shoulder_y + _UPPER_ARM * np.cos(raise_)
-    fold = raise_ - _REST_ELBOW - pose[f"{side}_elbow"]
-    hand_x = elbow_x + sign * _FOREARM * np.sin(fold)
-    hand_y = elbow_y + _FOREARM * np.cos(fold)
-    layer = _box(
-        canvas, screen, ((shoulder_x, shoulder_y), (elbow_x, elbow_y), (hand_x, hand_y)), 0.17
+    """The near (sign 1) or far arm; its shadow falls on the coverage ``body``."""
+    side = "near" if sign > 0 else "far"
+    shoulder = chest.at(sign * _SHOULDER_WIDTH * np.cos(pose["twist"]), 0.09)
+    top_x, top_y = shoulder.x, shoulder.y
+    raised = _REST_ARM + pose[f"{side}_shoulder"]
+    folded = raised - _REST_ELBOW - pose[f"{side}_elbow"]
+    ahead_x, ahead_y = sign * np.sin(folded), np.cos(folded)
+    elbow_x, elbow_y = (
+        top_x + sign * _UPPER_ARM * np.sin(raised),
+        top_y + _UPPER_ARM * np.cos(raised),
     )
+    cuff_x, cuff_y = elbow_x + _FOREARM * ahead_x, elbow_y + _FOREARM * ahead_y
+    layer = _joints(canvas, 0.2, (top_x, top_y), (elbow_x, elbow_y), (cuff_x, cuff_y))
     u, v = layer.u, layer.v
-    wrist_x, wrist_y = 0.85 * hand_x + 0.15 * elbow_x, 0.85 * hand_y + 0.15 * elbow_y
-    upper = _limb(u, v, shoulder_x, shoulder_y, 0.085, elbow_x, elbow_y, 0.075)
-    lower = _limb(u, v, elbow_x, elbow_y, 0.07, wrist_x, wrist_y, 0.082)
-    sleeve = _merge(upper, lower, 0.05)
+    hand = _limb(
+        u, v, cuff_x, cuff_y, 0.045, cuff_x + 0.07 * ahead_x, cuff_y + 0.07 * ahead_y, 0.055
+    )
+    upper = _limb(u, v, top_x, top_y, 0.088, elbow_x, elbow_y, 0.078)
+    lower = _limb(u, v, elbow_x, elbow_y, 0.078, cuff_x, cuff_y, 0.10)
+    beyond = (u - cuff_x) * ahead_x + (v - cuff_y) * ahead_y
+    sleeve = _merge(upper, np.maximum(lower, beyond), 0.05)
     if body is not None:
-        layer.paint(sleeve - 0.01, _shade(who.cloth, -0.6), 0.5, soft=0.09, clip=body)
-    skin = who.skin if side == "near" else who.skin_shadow
-    tip_x, tip_y = hand_x + 0.3 * (hand_x - wrist_x), hand_y + 0.3 * (hand_y - wrist_y)
-    layer.paint(_limb(u, v, wrist_x, wrist_y, 0.04, tip_x, tip_y, 0.052), skin)
-    cloth = who.cloth if side == "near" else who.cloth_dark
-    cover = layer.paint(sleeve, cloth)
-    layer.paint(sleeve * -1.0 - 0.05, who.cloth_dark, 0.6, soft=0.06, clip=cover)
-    cuff = _limb(u, v, wrist_x, wrist_y, 0.082, wrist_x, wrist_y + 1e-3, 0.082)
-    layer.paint(cuff + 0.0, who.accent, 0.0, clip=cover)
+        layer.paint(np.minimum(sleeve, hand) - 0.012, _INK, 0.45, soft=0.08, clip=body)
+    layer.paint(hand, who.skin if sign > 0 else who.skin_shadow)
+    cloth = layer.paint(sleeve, who.cloth if sign > 0 else who.cloth_dark)
+    layer.paint(sleeve * -1.0 - 0.045, who.cloth_dark, 0.7, soft=0.07, clip=cloth)
+    layer.paint(-0.045 - beyond, who.trim, clip=cloth * layer.cover(lower))
 
 
-def _draw_leg(
-    canvas: _Canvas,
-    who: _Identity,
-    screen: _Patch,
-    pose: dict[str, np.ndarray],
-    side: str,
-    hip_x: Any,
-    hip_y: Any,
-    turn: Any,
-) -> None:
-    sign = 1.0 if side == "near" else -1.0
-    top_x = hip_x + sign * _HIP_WIDTH * turn
+def _draw_leg(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray], sign: float) -> None:
+    """The near (sign 1) or far leg with its shoe."""
+    side = "near" if sign > 0 else "far"
+    hip_x = pose["x"] + sign * _HIP_WIDTH * np.cos(pose["twist"])
+    hip_y = _HIP_HEIGHT + pose["y"]
     thigh = _REST_THIGH + pose[f"{side}_hip"]
     shin = thigh - _REST_KNEE - pose[f"{side}_knee"]
-    knee_x, knee_y = top_x + sign * _THIGH * np.sin(thigh), hip_y + _THIGH * np.cos(thigh)
+    knee_x, knee_y = hip_x + sign * _THIGH * np.sin(thigh), hip_y + _THIGH * np.cos(thigh)
     foot_x, foot_y = knee_x + sign * _SHIN * np.sin(shin), knee_y + _SHIN * np.cos(shin)
-    layer = _box(canvas, screen, ((top_x, hip_y), (knee_x, knee_y), (foot_x, foot_y)), 0.2)
+    layer = _joints(canvas, 0.2, (hip_x, hip_y), (knee_x, knee_y), (foot_x, foot_y))
     u, v = layer.u, layer.v
-    shoe = _limb(
-        u, v, foot_x - sign * 0.02, foot_y + 0.02, 0.05, foot_x + sign * 0.1, foot_y + 0.03, 0.035
+    heel_x, toe_x = foot_x - sign * 0.03, foot_x + sign * 0.12
+    shoe = np.maximum(
+        _limb(u, v, heel_x, foot_y, 0.06, toe_x, foot_y + 0.02, 0.045), v - foot_y - 0.05
     )
-    layer.paint(shoe, (0.16, 0.14, 0.18))
-    upper = _limb(u, v, top_x, hip_y, 0.125, knee_x, knee_y, 0.10)
-    lower = _limb(u, v, knee_x, knee_y, 0.10, foot_x, foot_y - 0.05, 0.085)
+    layer.paint(shoe, _INK)
+    upper = _limb(u, v, hip_x, hip_y, 0.135, knee_x, knee_y, 0.105)
+    lower = _limb(u, v, knee_x, knee_y, 0.105, foot_x, foot_y - 0.06, 0.085)
     trousers = _merge(upper, lower, 0.06)
-    colour = who.trousers if side == "near" else _shade(who.trousers, -0.22)
-    cover = layer.paint(trousers, colour)
-    layer.paint(-trousers - 0.06, _shade(who.trousers, -0.35), 0.5, soft=0.08, clip=cover)
+    shade = 0.0 if sign > 0 else -0.2
+    cover = layer.paint(trousers, _shade(who.trousers, shade))
+    layer.paint(-trousers - 0.05, _shade(who.trousers, shade - 0.25), 0.8, soft=0.09, clip=cover)
 
 
-def _draw_tunic(
-    canvas: _Canvas, who: _Identity, patch: _Patch, twist: Any, turn: Any
-) -> np.ndarray:
-    build = who.span("build", 0.92, 1.1)
-    layer = canvas.layer(patch, -0.4, -0.65, 0.4, 0.32)
+def _draw_tunic(canvas: _Canvas, who: _Identity, trunk: _Patch, twist: Any) -> np.ndarray:
+    """Jacket and sash; returns their coverage (T, H, W)."""
+    build = who.span("build", 0.94, 1.08)
+    layer = canvas.layer(trunk, -0.45, -0.7, 0.45, 0.36)
     u, v = layer.u, layer.v
-    breadth = 0.75 + 0.25 * turn
-    chest = _limb(
-        np.abs(u), v, 0.05, -_TORSO + 0.06, 0.085, _SHOULDER_WIDTH * turn, -_TORSO + 0.085, 0.085
-    )
-    sides = np.abs(u) - (0.19 + 0.12 * np.clip(v + 0.1, 0.0, 1.0)) * build * breadth
-    trunk = np.maximum(sides, np.maximum(-_TORSO + 0.05 - v, v - 0.2))
-    shape = _merge(chest, trunk, 0.08)
+    turn = np.cos(twist)
+    side = np.abs(u)
+    yoke = _limb(side, v, 0.05, 0.065 - _TORSO, 0.085, _SHOULDER_WIDTH * turn, 0.09 - _TORSO, 0.088)
+    flare = 0.19 + 0.07 * np.abs(v + 0.06) + 0.30 * np.maximum(v + 0.02, 0.0)
+    sides = side - flare * build * (0.72 + 0.28 * turn)
+    hem = v - 0.23 + 0.35 * u * u
+    shape = _merge(yoke, np.maximum(sides, np.maximum(0.07 - _TORSO - v, hem)), 0.07)
     cover = layer.paint(shape, who.cloth)
-    _textured(layer, who, cover, 0.13)
-    layer.paint(0.05 - u - 0.3 * v - 0.1, who.cloth_dark, 0.6, soft=0.3, clip=cover)
-    middle = 0.14 * np.sin(twist)
-    layer.paint(np.abs(u - middle * (0.4 - v)) - 0.014, who.accent, clip=cover)
-    sash = np.maximum(np.abs(v + 0.03) - 0.045, sides - 0.01)
-    layer.paint(sash, who.accent)
+    _paint_pattern(layer, who, cover, 0.14)
+    layer.paint(-u - 0.2 * v + 0.03, _INK, 0.3, soft=0.35, clip=cover)
+    front = u - 0.15 * np.sin(twist) * (0.5 - v)
+    layer.paint(np.abs(front) - 0.016, who.trim, clip=cover)
+    layer.paint(np.abs(hem + 0.03) - 0.018, who.trim, clip=cover)
+    neck = np.abs(front) * 1.5 + v + _TORSO - 0.10
+    layer.paint(neck * 0.55 - 0.02, who.trim, clip=cover)
+    layer.paint(neck * 0.55, who.skin_shadow, clip=cover)
+    sash = np.maximum(np.abs(v + 0.03) - 0.05, sides - 0.012)
+    belt = layer.paint(sash, who.sash)
+    layer.paint(-u + 0.03, _INK, 0.25, soft=0.35, clip=belt)
+    knot = front + 0.07
+    tail = _limb(knot, v, 0.0, 0.0, 0.035, -0.03 - 0.1 * np.sin(twist), 0.19, 0.045)
+    layer.paint(np.minimum(tail, np.sqrt(knot * knot + (v + 0.03) ** 2) - 0.05), who.sash)
     body = canvas.mask()
     body[layer.window] = cover
     return body
 
 
-def _draw_small_head(
-    canvas: _Canvas, who: _Identity, patch: _Patch, pose: dict[str, np.ndarray]
-) -> None:
-    turn = 0.85 * pose["head_turn"] + 0.25 * pose["twist"]
-    layer = canvas.layer(patch, -0.3, -0.5, 0.3, 0.1)
+def _draw_mane(canvas: _Canvas, who: _Identity, neck: _Patch) -> None:
+    """Long hair hanging down the back."""
+    layer = canvas.layer(neck, -0.3, -0.45, 0.3, 0.3)
     u, v = layer.u, layer.v
-    layer.paint(_limb(u, v, 0.0, 0.03, 0.065, 0.0, -0.1, 0.055), who.skin_shadow)
-    v = v + 0.2
-    side = np.sin(turn)
-    radius = 0.145
-    if who.hair_style in ("long", "bob", "curly"):
-        layer.paint(_ellipse(u + 0.02 * side, v - 0.03, 0.17, 0.185), who.hair_dark)
-    if who.hair_style == "bun":
-        layer.paint(_ellipse(u + 0.03 * side, v + 0.17, 0.06, 0.055), who.hair)
-    face = layer.paint(_ellipse(u, v, radius * 0.93, radius * 1.05), who.skin)
-    shade = -_ellipse(u + 0.04, v + 0.03, 0.16, 0.17)
-    layer.paint(shade, who.skin_shadow, 0.7, soft=0.1, clip=face)
-    cos = np.cos(turn)
+    layer.paint(_limb(u, v, 0.0, -0.2, 0.16, 0.0, 0.08, 0.15), who.hair_dark)
+
+
+def _draw_small_head(
+    canvas: _Canvas, who: _Identity, neck: _Patch, pose: dict[str, np.ndarray]
+) -> None:
+    turn = 0.8 * pose["head_turn"] + 0.25 * pose["twist"]
+    layer = canvas.layer(neck, -0.34, -0.56, 0.34, 0.12)
+    u, v = layer.u, layer.v
+    layer.paint(_limb(u, v, 0.0, 0.03, 0.07, 0.0, -0.1, 0.06), who.skin_shadow)
+    v = v + 0.21
+    sin, cos = np.sin(turn), np.cos(turn)
+    back, front = u + 0.03 * sin, u - 0.10 * sin
+    style = who.hair_style
+    if style == "bob":
+        layer.paint(np.maximum(_ellipse(back, v - 0.01, 0.185, 0.19), v - 0.12), who.hair_dark)
+    elif style == "curly":
+        bumps = 0.012 * np.cos(11.0 * np.arctan2(v + 0.02, back))
+        layer.paint(_ellipse(back, v + 0.02, 0.19, 0.19) - bumps, who.hair_dark)
+    elif style == "bun":
+        layer.paint(_ellipse(u + 0.05 * sin, v + 0.19, 0.07, 0.062), who.hair)
+    face = layer.paint(_ellipse(u, v, 0.152, 0.17), who.skin)
+    layer.paint(-_ellipse(u + 0.04, v + 0.03, 0.165, 0.18), who.skin_shadow, soft=0.12, clip=face)
+    if who.beard:
+        cheeks = np.maximum(-_ellipse(front, v - 0.03, 0.10, 0.085), 0.03 - v)
+        layer.paint(cheeks, who.hair, clip=face)
     for sign in (-1.0, 1.0):
-        eye = _ellipse(u - 0.1 * side - sign * 0.052 * cos, v - 0.01, 0.016, 0.024)
-        layer.paint(eye, (0.08, 0.06, 0.08), clip=face)
-        cheek = _ellipse(u - 0.1 * side - sign * 0.08 * cos, v - 0.06, 0.03, 0.022)
-        layer.paint(cheek, who.blush, 0.6, soft=0.03, clip=face)
-    s = (u - 0.1 * side) / 0.05
-    mouth = np.maximum(np.abs(v - 0.085 + 0.018 * s * s) - 0.009, np.abs(s * 0.05) - 0.045 * cos)
-    layer.paint(mouth, who.lips, clip=face)
-    if who.hair_style != "bald":
-        dome = _ellipse(u, v + 0.01, radius, radius * 1.12)
-        opening = _ellipse(u - 0.075 * side, v - 0.06, 0.115, 0.14)
-        hair = who.cloth if who.hair_style == "cap" else who.hair
-        layer.paint(np.maximum(np.maximum(dome, -opening), v - 0.07), hair)
+        # Features slide over a sphere: the far eye moves to the edge and narrows.
+        eye_u = u - 0.15 * np.sin(turn + 0.42 * sign)
+        narrow = np.cos(turn + 0.42 * sign)
+        layer.paint(_ellipse(eye_u, v - 0.01, 0.021 * narrow + 0.004, 0.03), _INK, clip=face)
+        layer.paint(
+            _ellipse(eye_u + 0.007, v + 0.002, 0.007, 0.009), (1.0, 1.0, 1.0), 0.9, clip=face
+        )
+        cheek = _ellipse(u - 0.15 * np.sin(turn + 0.62 * sign), v - 0.065, 0.03, 0.022)
+        layer.paint(cheek, who.blush, 0.7, soft=0.04, clip=face)
+    s = front / (0.055 * cos)
+    mouth = np.maximum(np.abs(v - 0.095 + 0.02 * s * s) - 0.011, np.abs(front) - 0.055 * cos)
+    layer.paint(mouth, _shade(who.lips, -0.3), clip=face)
+    if style == "bald":
+        return
+    dome = _ellipse(back, v + 0.015, 0.165, 0.18)
+    opening = _ellipse(front, v - 0.07, 0.118, 0.155)
+    if style in ("bob", "long"):
+        bottom = v - 0.11
+    else:
+        bottom = v - 0.03
+    if style == "curly":
+        dome = dome - bumps
+    top = layer.paint(np.maximum(np.maximum(dome, -opening), bottom), who.hair)
+    if style == "cap":
+        layer.paint(np.maximum(dome - 0.008, v + 0.055), who.sash)
+        layer.paint(_ellipse(u - 0.13 * sin, v + 0.055, 0.115, 0.028), _shade(who.sash, -0.25))
+    else:
+        glow = _ellipse(u + 0.06, v + 0.12, 0.05, 0.025)
+        layer.paint(glow, who.hair_light, 0.9, soft=0.06, clip=top)
