@@ -1,0 +1,154 @@
+"""What the networks are trained with: adversarial, reconstruction, perceptual, sparsity."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmdvid.networks.features import FrozenFeatures
+
+SCALES = (1, 1 / 2, 1 / 4, 1 / 8)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Non-saturating loss, mean softplus(-D(fake)) (Goodfellow et al., 2014, section 3).
+
+    Args:
+        fake_logits: Discriminator's scores of generated images, any shape; higher is more real.
+    """
+    return F.softplus(-_at_least_float32(fake_logits)).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Logistic loss, mean softplus(-D(real)) + mean softplus(D(fake)).
+
+    Args:
+        real_logits: Scores of real images, any shape.
+        fake_logits: Scores of generated images, computed from detached images.
+    """
+    real = F.softplus(-_at_least_float32(real_logits)).mean()
+    return real + F.softplus(_at_least_float32(fake_logits)).mean()
+
+
+def r1_penalty(real_images: Tensor, real_logits: Tensor, gamma: float = 10.0) -> Tensor:
+    """Gradient penalty gamma / 2 E |dD/dx|^2 on real images (Mescheder et al., 2018, equation 9).
+
+    The squared norm is the sum over all pixels of a sample. A lazy penalty, computed every k-th
+    step (StyleGAN2, appendix B), is multiplied by k by the caller.
+
+    Args:
+        real_images: (B, ...) with `requires_grad`, the tensor the scores were computed from.
+        real_logits: (B,) or (B, 1) scores, with their graph.
+        gamma: Weight; 10 is StyleGAN2's default.
+
+    Raises:
+        ValueError: `real_images` does not require gradients.
+    """
+    if not real_images.requires_grad:
+        raise ValueError(
+            "r1_penalty: the real images do not require gradients; call "
+            "real_images.requires_grad_() before the discriminator sees them"
+        )
+    (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
+    return gamma / 2 * _at_least_float32(gradient).square().flatten(1).sum(1).mean()
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of two tensors of one shape."""
+    return (_at_least_float32(prediction) - target).abs().mean()
+
+
+def sparsity(magnitudes: Tensor) -> Tensor:
+    """Mean |alpha| of motion magnitudes (..., N): few directions per motion (LIA-X, S(A))."""
+    return _at_least_float32(magnitudes).abs().mean()
+
+
+def image_pyramid(
+    images: Tensor, scales: Sequence[float] = (1, 1 / 2, 1 / 4, 1 / 8)
+) -> list[Tensor]:
+    """Blurred and sub-sampled copies of `images`, as FOMM and LIA make them for their losses.
+
+    For scale s: a Gaussian of sigma = (1/s - 1) / 2 and 2 round(4 sigma) + 1 taps, zero padding,
+    then every (1/s)-th pixel beginning with the first. Scale 1 is the input itself.
+
+    Args:
+        images: (B, C, H, W) float.
+        scales: Each the inverse of a whole number.
+
+    Returns:
+        For each scale (B, C, ceil(s H), ceil(s W)), at least float32.
+
+    Raises:
+        ValueError: A scale is not the inverse of a whole number.
+    """
+    images = _at_least_float32(images)
+    with torch.autocast(images.device.type, enabled=False):
+        return [_shrink(images, scale) for scale in scales]
+
+
+def _shrink(images: Tensor, scale: float) -> Tensor:
+    factor = round(1 / scale) if scale > 0 else 0
+    if factor < 1 or abs(factor * scale - 1) > 1e-6:
+        raise ValueError(f"scale is {scale}; possible are 1, 1/2, 1/3, ... (1 / whole number)")
+    if factor == 1:
+        return images
+    rows, columns = (_blur(size, factor, images) for size in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def _blur(size: int, factor: int, like: Tensor) -> Tensor:
+    """Matrix (ceil(size / factor), size) that blurs and sub-samples along one axis.
+
+    For the sizes images have it beats a convolution, above all in the backward pass.
+    """
+    sigma = (factor - 1) / 2
+    radius = round(4 * sigma)
+    centres = torch.arange(0, size, factor, dtype=like.dtype, device=like.device)
+    offsets = torch.arange(size, dtype=like.dtype, device=like.device) - centres[:, None]
+    weights = torch.exp(-offsets.square() / (2 * sigma**2)) * (offsets.abs() <= radius)
+    total = sum(math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(-radius, radius + 1))
+    return weights / total
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of two images in the features of a frozen network, at several scales.
+
+    sum over scales and feature maps of weight * mean |f(prediction) - f(target)|, the target
+    without gradient: FOMM's and LIA's loss with VGG-19, 4 scales x 5 maps = 20 terms of weight 10.
+    Where an image is too small for a deep feature map (VGG-19 below 16 px, that is the scale 1/8
+    of a 64 px image) the network leaves the map out and the sum has fewer terms.
+
+    Args:
+        features: From `perceptual_features`.
+        scales: Scales of the `image_pyramid`.
+        weight: Factor of every term.
+    """
+
+    def __init__(
+        self,
+        features: FrozenFeatures,
+        scales: Sequence[float] = SCALES,
+        weight: float = 10.0,
+    ):
+        super().__init__()
+        self.features = features
+        self.scales = tuple(scales)
+        self.weight = weight
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of two batches (B, 3, H, W), RGB in [-1, 1]."""
+        # Apart rather than as one batch: the target's half then needs no graph and no backward.
+        with torch.no_grad():
+            targets = [self.features(x) for x in image_pyramid(target, self.scales)]
+        terms = [
+            l1(map_of_prediction, map_of_target)
+            for x, maps in zip(image_pyramid(prediction, self.scales), targets, strict=True)
+            for map_of_prediction, map_of_target in zip(self.features(x), maps, strict=True)
+        ]
+        return self.weight * torch.stack(terms).sum()
