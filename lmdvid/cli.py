@@ -1,0 +1,474 @@
+"""The ``lightning`` and ``lmdvid`` commands: dispatch, parser, defaults, error messages.
+
+Nothing heavy is imported before a command is known to need it: help, ``--version`` and a mistyped
+command answer at once, and ``doctor`` can report on a broken installation.
+"""
+
+import argparse
+import difflib
+import errno
+import inspect
+import logging
+import os
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import NoReturn
+
+TRAINING = {
+    "fit": "train a model",
+    "validate": "score a model on the validation clips",
+    "test": "score a model on the test clips",
+    "predict": "run a model over the prediction clips",
+}
+OTHERS = {
+    "animate": "bring a picture to life with the motion of a video",
+    "convert": "turn an official checkpoint or a training run into a folder of weights",
+    "doctor": "report what is installed, what is broken and how to repair it",
+}
+
+DEFAULTS = """\
+Set by this command, whatever the configuration says: options cannot be abbreviated; on CUDA,
+float32 matrix products use TF32 (torch.set_float32_matmul_precision("high")); config.yaml in the
+log directory is overwritten, so that a run can be repeated; with --ckpt_path the configuration
+gives every argument and the checkpoint the state. Class paths are full dotted names; modules are
+looked for in the environment first, then in the current directory. Where the data and the model
+both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done as written; the text says why and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Runs one command line.
+
+    Args:
+        argv: arguments after the program's name; default those of the process.
+
+    Returns:
+        Exit code: 0 for success, 1 for a run that failed, 2 for a command line or
+        configuration that makes no sense, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    prog = _program()
+    # A console script sees its own folder, not the current one. Appended, so that a file of the
+    # user's can never stand in for an installed module.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+    command = argv[0] if argv else "--help"
+    try:
+        if command in ("-h", "--help"):
+            print(_overview(prog))
+            return 0 if argv else 2
+        if command == "--version":
+            libraries = ", ".join(f"{name} {version(name)}" for name in ("lightning", "torch"))
+            print(f"lmdvid {version('lmdvid')} ({libraries})")
+            return 0
+        if command == "doctor":
+            return _doctor(prog, argv[1:])
+        if command == "animate":
+            _animate(prog, argv[1:])
+            return 0
+        if command == "convert":
+            _convert(prog, argv[1:])
+            return 0
+        if command in TRAINING or command.startswith("-"):
+            build_cli(argv, prog=prog)
+            return 0
+        return _delegate(prog, argv)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        # Lightning shuts a run down after Ctrl-C and leaves with code 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return 130
+        raise
+    except Exception as error:
+        text = None if _debugging() else explain(error)
+        if text is None:
+            raise
+        print(f"{prog}: error: {text}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+_OWN = ("lmdvid.", "data_modules.")
+
+
+def explain(error: BaseException) -> str | None:
+    """Words an exception for the person at the terminal, or returns None for a bug.
+
+    Expected are: exception classes that lmdvid or data_modules define (or that derive from one of
+    those), files that cannot be opened, what Lightning calls a misconfiguration, weights that do
+    not fit or cannot be read, and memory or disk running out. Everything else keeps its traceback.
+    """
+    text = str(error)
+    if text.startswith("Caught ") and " in DataLoader worker process" in text:
+        # torch puts the worker's traceback into the message, and may change the class.
+        name, _, text = text.strip().splitlines()[-1].partition(": ")
+        return text if name.startswith(_OWN) or name == "FileNotFoundError" else None
+    if any(f"{c.__module__}.".startswith(_OWN) for c in type(error).mro()):
+        return text
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            return f"{error.strerror}: {error.filename}"
+        if isinstance(error, FileNotFoundError) or error.errno == errno.ENOSPC:
+            return error.strerror or text
+        return None
+    if type(error).__name__ == "MisconfigurationException":
+        return text
+    if isinstance(error, pickle.UnpicklingError):
+        return f"cannot read the checkpoint: {text.splitlines()[0]}"
+    if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
+        lines = [line.strip() for line in text.splitlines()]
+        shown = "\n  ".join(line[:200] + "…" * (len(line) > 200) for line in lines[1:4])
+        return f"the checkpoint does not fit the configured model. {lines[0]}\n  {shown}"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{text.split('. ')[0]}. Lower data.init_args.batch_size or use more devices."
+    return None
+
+
+def _debugging() -> bool:
+    return os.environ.get("LMDVID_DEBUG", "0") not in ("", "0")
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return "python -m lmdvid" if path.name == "__main__.py" else path.name
+
+
+def _overview(prog: str) -> str:
+    commands = "\n".join(f"  {name:<9} {text}" for name, text in (TRAINING | OTHERS).items())
+    return (
+        f"usage: {prog} <command> [options]\n\n{commands}\n\n"
+        f"  {prog} fit --config experiments/lia_puppets.yaml    trains without data of your own\n"
+        f"  {prog} <command> --help                             lists a command's options\n"
+        f"  {prog} --version"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Plain options, with errors in two lines instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\nsee {self.prog} --help\n")
+
+
+def _parser(prog: str, command: str) -> _Parser:
+    return _Parser(prog=f"{prog} {command}", description=OTHERS[command], allow_abbrev=False)
+
+
+def _doctor(prog: str, argv: list[str]) -> int:
+    _parser(prog, "doctor").parse_args(argv)
+    from lmdvid import doctor
+
+    return doctor.main()
+
+
+def _animate(prog: str, argv: list[str]) -> None:
+    parser = _parser(prog, "animate")
+    add = parser.add_argument
+    add("--source", required=True, metavar="IMAGE", help="picture to animate")
+    add("--driving", required=True, metavar="VIDEO", help="video, gif, frame folder or image")
+    add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
+    add("--output", required=True, metavar="FILE", help="result: .mp4, .gif or .npz (raw values)")
+    add(
+        "--mode",
+        choices=("relative", "absolute"),
+        help="move the source by the driver's change since its first frame, or into the driver's "
+        "own pose (default: relative; absolute where the driver is one image)",
+    )
+    add("--side-by-side", action="store_true", help="write source, driver and result in one row")
+    add(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="how frames become square (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="driving frames computed at once (default: %(default)s)",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps; default: the fastest one here",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="number format of the network (default: %(default)s)",
+    )
+    add("--no-audio", action="store_true", help="leave the driver's sound out")
+    options = parser.parse_args(argv)
+    if options.batch_size < 1:
+        parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
+
+    from lmdvid import animate
+
+    animate.animate_file(
+        options.source,
+        options.driving,
+        options.checkpoint,
+        options.output,
+        mode=options.mode,
+        side_by_side=options.side_by_side,
+        fit=options.fit,
+        batch_size=options.batch_size,
+        device=options.device,
+        dtype=options.dtype,
+        audio=not options.no_audio,
+        progress=True,
+    )
+
+
+def _convert(prog: str, argv: list[str]) -> None:
+    parser = _parser(prog, "convert")
+    parser.add_argument("path", help="official checkpoint (.pt) or training checkpoint (.ckpt)")
+    parser.add_argument("folder", help="folder to write model.safetensors and config.json to")
+    options = parser.parse_args(argv)
+
+    from lmdvid import pretrained
+
+    print(pretrained.convert(options.path, options.folder))
+
+
+def _delegate(prog: str, argv: list[str]) -> int | None:
+    """Hands the line to another installed program that is also called ``lightning``."""
+    for script in entry_points(group="console_scripts", name="lightning"):
+        if script.dist is not None and script.dist.name != "lmdvid":
+            sys.argv[1:] = argv
+            return script.load()()
+    commands = [*TRAINING, *OTHERS]
+    meant = _nearest(argv[0], commands)
+    raise UsageError(f"no command '{argv[0]}'{meant} (commands: {', '.join(commands)})")
+
+
+# Lines that tell whoever trains a model nothing they can act on.
+_NOISE = (
+    # advertisements for services of Lightning's makers, printed at every start
+    "litlogger",
+    "litmodels",
+    # nobody asks whether a TPU is used; one that is used is named in the configuration
+    "TPU available",
+)
+
+
+def _useful(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(word in text for word in _NOISE)
+
+
+def _silence() -> None:
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_useful)
+    # Lightning 2.6 calls retired functions of torch and of jsonargparse at every start.
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+def summarise(message: str) -> str:
+    """Shortens what jsonargparse says of a value to its key, the reason and the value given.
+
+    Where a value may be, say, a class or nothing, the original reports every alternative with the
+    Python types that were tried; here the deepest one is kept, which is the one that was meant.
+    """
+    place: list[tuple[int, str]] = []  # (indentation, key) of the values the line lies within
+    classes: list[tuple[int, str]] = []  # (indentation, class path), likewise
+    reasons: list[tuple[tuple[int, str, str], str]] = []  # (depth, key, class path), reason
+    given = built = ""
+    starts = True
+    for line in filter(str.strip, message.splitlines()):
+        text = line.lstrip(" -")
+        indent = len(line) - len(text)
+        starts = starts or line.lstrip().startswith("- ")
+        place = [entry for entry in place if entry[0] < indent]
+        classes = [entry for entry in classes if entry[0] < indent]
+        if found := re.match(r'Parser key "(.+?)":\s*(.*)', text):
+            # What belongs to the outermost key is not always indented.
+            place.append((indent if place else -1, found[1]))
+            text, starts = found[2], True
+        elif found := re.match(r"Problem with given class_path '(.+?)':", text):
+            classes.append((indent, found[1]))
+            place.append((indent, "init_args"))
+            text, starts = "", True
+        elif found := re.match(r"Given value: Namespace\(class_path='(.+?)'", text):
+            built = found[1]
+        elif found := re.match(r"Given value: (?!NestedArg|Namespace|\{)(.*)", text):
+            given = found[1]
+        if not text or text.startswith(_SCAFFOLD):
+            continue
+        key, owner = ".".join(name for _, name in place), classes[-1][1] if classes else ""
+        if starts or not reasons:
+            reasons.append(((len(place), key, owner), _reason(text, owner)))
+        else:
+            reasons[-1] = (reasons[-1][0], f"{reasons[-1][1]} {text}")
+        starts = False
+    if not reasons:
+        return message
+    deepest = max((where for where, _ in reasons), key=lambda where: where[0])
+    text = "; or ".join(dict.fromkeys(reason for where, reason in reasons if where == deepest))
+    key = deepest[1].removesuffix(".init_args") or built
+    if given and not re.search(rf"(?<!\w){re.escape(given)}(?!\w)", text):
+        text += f"; given {given}"
+    return f"{key}: {text}" if key else text
+
+
+_SCAFFOLD = (
+    "Does not validate against",
+    "Subtypes: ",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+)
+
+
+def _reason(text: str, owner: str) -> str:
+    if found := re.match(r"Option '(.+?)' is not accepted", text):
+        known = _arguments(owner)
+        meant = _nearest(found[1], known) or f"; it has {', '.join(known) or 'none'}"
+        return f"{owner} has no argument '{found[1]}'{meant}"
+    if found := re.match(r"module '(.+?)' has no attribute '(.+?)'", text):
+        return text + _nearest(found[2], dir(import_module(found[1])))
+    if found := re.match(r"Expected a dot import path string: (.*)", text):
+        return f"'{found[1]}' is no dotted class path such as package.module.Class"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return re.sub(r"\. Got value: ", "; given ", re.sub(r"^Expected an? ", "expected ", text))
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _nearest(word: str, options: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, options, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _unknown_option(message: str, parser) -> str | None:
+    found = re.search(r"unrecognized arguments: (\S+?)(?:[= ]|$)", message) or re.search(
+        r"does not accept option '(.+?)'", message
+    )
+    if found is None:
+        return None
+    commands = parser._subcommands_action
+    parsers = commands._name_parser_map.values() if commands else [parser]
+    known = {name.lstrip("-") for p in parsers for name in p._option_string_actions}
+    return f"no option '{found[1]}'" + _nearest(found[1].lstrip("-"), known)
+
+
+def _broken_file(message: str, args: Sequence[str]) -> str | None:
+    """Names the configuration file that is no YAML, which the parser's message leaves out."""
+    if not message.startswith("Problems parsing config"):
+        return None
+    import yaml
+
+    for word in args:
+        path = Path(word.partition("=")[2] or word)
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except yaml.YAMLError as error:
+                return f"{path} is no valid YAML: {' '.join(str(error).split())}"
+    return None
+
+
+def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True):
+    """Parses a training command line and, with ``run``, carries it out.
+
+    Args:
+        args: such as ``["fit", "--config", "experiments/lia_puppets.yaml"]``; without the command
+            where ``run`` is false.
+        prog: name of the program in messages.
+        run: False only builds trainer, model and data, as attributes of what is returned.
+
+    Returns:
+        The ``LightningCLI``.
+
+    Raises:
+        SystemExit: with code 2 for an option or configuration that is not understood.
+        UsageError: for settings that a constructor refuses, or that contradict each other.
+    """
+    _silence()
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if _debugging() or not self.exit_on_error:  # parsers of nested classes do not exit
+                raise argparse.ArgumentError(None, message) from ex
+            name = f"{prog} {args[0]}" if args and args[0] in TRAINING else prog
+            text = _unknown_option(message, self) or _broken_file(message, args)
+            text = text or summarise(message)
+            if text.startswith("the following arguments are required"):
+                text += " (an experiment's file gives them: --config experiments/NAME.yaml)"
+            self.exit(2, f"{name}: error: {text}\nsee {name} --help\n")
+
+    class CLI(LightningCLI):
+        def parse_arguments(self, parser, args) -> None:
+            self.config = parser.parse_args(args)
+
+        def _parse_ckpt_path(self) -> None:
+            # Lightning would let the checkpoint's arguments win over the command line's, in
+            # silence. Here the configuration is the whole truth; the checkpoint gives the weights.
+            path = self._section().get("ckpt_path")
+            if path and Path(path).is_file() and not zipfile.is_zipfile(path):
+                raise UsageError(
+                    f"ckpt_path: {path} is no training checkpoint, or was cut off while it was "
+                    "written; give a .ckpt file that `fit` wrote"
+                )
+
+        def before_instantiate_classes(self) -> None:
+            import torch
+
+            model, data = (self._size(key) for key in ("model", "data"))
+            if None not in (model, data) and model != data:
+                raise UsageError(
+                    f"the data's frames have size {data} and the model expects {model}: "
+                    "set data.init_args.size and model.init_args.size to the same value"
+                )
+            if torch.cuda.is_available():
+                # TF32 products keep 10 bits of mantissa, enough for training, and run several
+                # times faster than float32 ones; torch asks for this choice in a warning.
+                torch.set_float32_matmul_precision("high")
+
+        def _section(self):
+            return self.config[self.config["subcommand"]] if run else self.config
+
+        def _size(self, key: str) -> object:
+            return ((self._section().get(key) or {}).get("init_args") or {}).get("size")
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                # A constructor refused its arguments, and they all come from the configuration.
+                raise UsageError(summarise(str(error))) from error
+
+    kwargs: dict = {"prog": prog, "allow_abbrev": False}
+    return CLI(
+        LightningModule,
+        LightningDataModule,
+        parser_class=Parser,
+        parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
+        save_config_kwargs={"overwrite": True},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        args=list(args),
+        run=run,
+    )
