@@ -1,0 +1,373 @@
+"""VideoDataModule: clips on disk to batches on the device, for every data set of this package."""
+
+import logging
+import multiprocessing
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data_modules.augment import augment, build_augmentation
+from data_modules.index import (
+    Clip,
+    DataError,
+    choose,
+    find_clips,
+    identity_of,
+    index_clips,
+    split_by_identity,
+    split_in_time,
+)
+from data_modules.sampling import (
+    Backend,
+    ClipDataset,
+    ClipSampler,
+    PairDataset,
+    Sampling,
+    check_unreadable,
+    frames_needed,
+    pair_with_next_identity,
+    read_pairs,
+)
+from lmdvid.video import to_float
+
+__all__ = ["Clip", "ClipDataset", "DataError", "VideoDataModule"]
+
+log = logging.getLogger(__name__)
+
+Split = Literal["auto", "random", "time"]
+
+
+class VideoDataModule(LightningDataModule):
+    """Clips in a folder: videos, gifs or folders of frames, at any depth.
+
+    Batches for training, validation and test are dicts of `video` (B,T,3,H,W) in [-1, 1], `key`
+    (names of the clips) and `frames` (B,T), the frames' numbers; batches for prediction have
+    `source` (B,3,H,W), `driving` (B,T,3,H,W) and `key`. Frames are cut to their central square and
+    resized once, as bytes, in the workers; they become floats and are augmented on the device.
+
+    Validation uses `eval_clips` of the held-out clips, test all of them; both take the first
+    `eval_frames` frames. The same seed gives the same batches with any number of workers.
+
+    A new data set is a subclass that overrides, where it needs to, `identity` and the folder names.
+
+    Args:
+        root: folder of the data set.
+        size: side of the frames in pixels.
+        batch_size: clips per batch and process. A batch larger than the training set is filled by
+            drawing again; the last, incomplete batch of an epoch is left out.
+        num_workers: processes that decode, per loader; 0 decodes in the training process. With
+            workers, a script of your own needs the guard `if __name__ == "__main__":`.
+        frames: frames per clip, T.
+        sampling: `random` draws T different frames of a clip in any order (with repetition where a
+            clip has fewer); `consecutive` a window of T frames (shorter clips are left out);
+            `all` gives every frame, one clip at a time, unshuffled.
+        stride: distance between consecutive frames, in training and evaluation.
+        samples_per_clip: how often an epoch visits every clip; small sets need more than 1.
+        identity_sampling: an epoch visits every identity instead of every clip, and draws one of
+            its clips.
+        split: `auto` takes the folders train/ and test/ where they are, else `random`; `random`
+            holds out whole identities of all clips below root; `time` holds out the last frames
+            of every clip.
+        holdout: share that `random` and `time` hold out; 0 trains on all, without validation.
+        crop: random square cut out and resized in training, as a share of the side; 1 is off.
+            LIA's 224 of 256 pixels is 0.875.
+        flip: mirror clips at random in training.
+        jitter: largest change of brightness, contrast, saturation and hue in training; LIA has 0.1.
+        seed: of splits, orders and draws.
+        max_clips: use only so many clips of the training folder (or, before splitting, of root).
+        eval_clips: number of held-out clips for validation, all where null.
+        eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
+        pairs: csv with the columns source, driving and perhaps frame (of the source) for
+            prediction; null pairs every held-out clip with one of the next identity.
+        max_unreadable: share of clips that may be unreadable; above it the run stops.
+        backend: decoder.
+    """
+
+    train_folders: Sequence[str] = ("train",)
+    test_folders: Sequence[str] = ("test",)
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 256,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        frames: int = 2,
+        sampling: Sampling = "random",
+        stride: int = 1,
+        samples_per_clip: int = 1,
+        identity_sampling: bool = False,
+        split: Split = "auto",
+        holdout: float = 0.1,
+        crop: float = 1.0,
+        flip: bool = False,
+        jitter: float = 0.0,
+        seed: int = 0,
+        max_clips: int | None = None,
+        eval_clips: int | None = 16,
+        eval_frames: int | None = 16,
+        pairs: str | None = None,
+        max_unreadable: float = 0.05,
+        backend: Backend = "auto",
+    ):
+        super().__init__()
+        for name, value, least in (
+            ("size", size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("frames", frames, 1),
+            ("stride", stride, 1),
+            ("samples_per_clip", samples_per_clip, 1),
+            ("max_clips", max_clips, 1),
+            ("eval_clips", eval_clips, 1),
+            ("eval_frames", eval_frames, 1),
+        ):
+            if value is not None and value < least:
+                raise DataError(f"{name} is {value}; it must be {least} or more")
+        for name, value, choices in (("sampling", sampling, Sampling), ("split", split, Split)):
+            if value not in get_args(choices):
+                raise DataError(f"{name} is {value!r}; choose from {', '.join(get_args(choices))}")
+        if not 0 <= holdout < 1:
+            raise DataError(f"holdout is {holdout}; it must be at least 0 and below 1")
+        if not 0 < crop <= 1:
+            raise DataError(f"crop is {crop}; it is a share of the side, above 0 and at most 1")
+        if not 0 <= jitter <= 0.5:
+            raise DataError(f"jitter is {jitter}; it must be between 0 and 0.5")
+        self.root = root
+        self.size = size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.frames = frames
+        self.sampling: Sampling = sampling
+        self.stride = stride
+        self.samples_per_clip = samples_per_clip
+        self.identity_sampling = identity_sampling
+        self.split = split
+        self.holdout = holdout
+        self.seed = seed
+        self.max_clips = max_clips
+        self.eval_clips = eval_clips
+        self.eval_frames = None if sampling == "all" else eval_frames
+        self.pairs = pairs
+        self.max_unreadable = max_unreadable
+        self.backend: Backend = backend
+        self.train_clips: list[Clip] = []
+        self.val_clips: list[Clip] = []
+        self.test_clips: list[Clip] = []
+        self.unreadable: dict[str, str] = {}
+        self._held: list[Clip] = []
+        self._indexed: dict[Path, list[Clip]] = {}
+        self._augmentation = (crop, flip, jitter)
+        self._augment = None
+
+    # What a data set may say about itself
+
+    def identity(self, key: str) -> str:
+        """Tell whom a clip shows from its path below the split's folder.
+
+        Here: the text before the first `#` of the file's name, or else the path.
+        """
+        return identity_of(key)
+
+    def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
+        """Add to the samples of a split what this data set knows about them; here nothing."""
+        return samples
+
+    # Splits
+
+    def setup(self, stage: str | None = None) -> None:
+        """List and split the clips.
+
+        Raises:
+            DataError: if there is no clip, too few of them, or too many that cannot be read.
+        """
+        training = stage in ("fit", None)
+        train, self._held = self._split(training)
+        if training:
+            need = frames_needed(self.frames, self.sampling, self.stride)
+            self.train_clips = self._long_enough(train, need, "training", "frames or stride")
+        if self._held:
+            need = frames_needed(self.eval_frames or 1, "consecutive", self.stride)
+            self.test_clips = self._long_enough(
+                self._held, need, "evaluation", "eval_frames or stride, or raise holdout"
+            )
+            chosen = choose((clip.key for clip in self.test_clips), self.eval_clips, self.seed)
+            self.val_clips = [clip for clip in self.test_clips if clip.key in chosen]
+        elif stage not in ("fit", None):
+            raise DataError(f"holdout is 0: no clip of {self.root} is held out for {stage}")
+
+    def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
+        root = Path(self.root).expanduser()
+        if not root.exists():
+            raise self._no_clips(f"{root} does not exist")
+        train = _first_folder(root, self.train_folders) if self.split == "auto" else None
+        test = _first_folder(root, self.test_folders) if self.split == "auto" else None
+        if test is not None:
+            if training and train is None:
+                raise self._no_clips(f"{root} has {test.name}/, but no {self.train_folders[0]}/")
+            return self._index(train) if training and train else [], self._index(test, None)
+        clips = self._index(train or root)
+        if self.split == "time":
+            return split_in_time(clips, self.holdout)
+        return split_by_identity(clips, self.holdout, self.seed)
+
+    def _index(self, folder: Path, limit: int | None = -1) -> list[Clip]:
+        if folder in self._indexed:
+            return self._indexed[folder]
+        paths = find_clips(folder)
+        if not paths:
+            raise self._no_clips(f"{folder} holds no clip")
+        limit = self.max_clips if limit == -1 else limit
+        chosen = choose((path.relative_to(folder).as_posix() for path in paths), limit, self.seed)
+        paths = [path for path in paths if path.relative_to(folder).as_posix() in chosen]
+        clips, unreadable = index_clips(paths, folder, self.identity)
+        check_unreadable(unreadable, len(paths), self.max_unreadable)
+        if unreadable:
+            self._report(
+                f"{len(unreadable)} of {len(paths)} clips in {folder} cannot be read and are left"
+                " out:\n  " + "\n  ".join(unreadable.values())
+            )
+        self.unreadable |= unreadable
+        self._indexed[folder] = clips
+        return clips
+
+    def _long_enough(self, clips: list[Clip], need: int, use: str, lower: str) -> list[Clip]:
+        kept = [clip for clip in clips if len(clip) >= need]
+        if not kept:
+            longest = max((len(clip) for clip in clips), default=0)
+            raise DataError(
+                f"none of the {len(clips)} clips for {use} has {need} frames (the longest has "
+                f"{longest}); lower {lower}"
+            )
+        if len(kept) < len(clips):
+            self._report(
+                f"{len(clips) - len(kept)} of {len(clips)} clips for {use} have fewer than {need} "
+                "frames and are left out"
+            )
+        return kept
+
+    def _no_clips(self, found: str) -> DataError:
+        train, test = "/ or ".join(self.train_folders), "/ or ".join(self.test_folders)
+        return DataError(
+            f"no data: {found}. {type(self).__name__} reads videos, gifs and folders of frames in "
+            f"{train}/ and {test}/ below root, or in one folder that it splits itself (split: "
+            "random or time).\nWithout any data, "
+            "`lightning fit --config experiments/lia_puppets.yaml` draws its own."
+        )
+
+    def _report(self, message: str) -> None:
+        if self.trainer is None or self.trainer.is_global_zero:
+            log.warning(message)
+
+    # Loaders
+
+    def train_dataloader(self) -> DataLoader:
+        """Training clips, shuffled; the loader's state resumes in the middle of an epoch."""
+        samples = self._samples(self.train_clips, training=True)
+        dataset = self.add_truth(samples, training=True)
+        if self.sampling == "all":
+            return self._loader(dataset, batch_size=1)
+        sampler = ClipSampler(
+            len(samples),
+            self.batch_size,
+            repeats=self.samples_per_clip,
+            seed=self.seed,
+            replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        with warnings.catch_warnings():
+            # torchdata 0.11 calls what torch 2.13 deprecates
+            warnings.filterwarnings("ignore", ".*set_vital", UserWarning)
+            return StatefulDataLoader(
+                dataset,
+                batch_size=self.batch_size,
+                sampler=sampler,
+                drop_last=True,
+                num_workers=self.num_workers,
+                **self._worker_options(),
+            )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Held-out clips for validation, in fixed order; none where holdout is 0."""
+        return self._eval_loader(self.val_clips) if self.val_clips else []
+
+    def test_dataloader(self) -> DataLoader:
+        """All held-out clips in fixed order."""
+        return self._eval_loader(self.test_clips)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Pairs, one at a time, since driving clips differ in length."""
+        if self.pairs is None:
+            pairs = pair_with_next_identity(self._held)
+        else:
+            pairs = read_pairs(Path(self.pairs).expanduser(), self._held)
+        dataset = PairDataset(pairs, self.size, self.eval_frames, self.stride, self.backend)
+        return self._loader(dataset, batch_size=1)
+
+    def _eval_loader(self, clips: Sequence[Clip]) -> DataLoader:
+        samples = self._samples(clips, training=False)
+        size = 1 if self.eval_frames is None else self.batch_size
+        return self._loader(self.add_truth(samples, training=False), batch_size=size)
+
+    def _samples(self, clips: Sequence[Clip], training: bool) -> ClipDataset:
+        whole = self.sampling == "all" or (not training and self.eval_frames is None)
+        return ClipDataset(
+            clips,
+            self.size,
+            frames=self.frames if training else self.eval_frames or 1,
+            sampling="all" if whole else self.sampling if training else "consecutive",
+            stride=self.stride,
+            first_window=not training,
+            by_identity=training and self.identity_sampling,
+            seed=self.seed,
+            backend=self.backend,
+            max_unreadable=self.max_unreadable,
+            unreadable=self.unreadable,
+        )
+
+    def _loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            **self._worker_options(),
+        )
+
+    def _worker_options(self) -> dict[str, Any]:
+        # Never fork: a forked child hangs when it frees decoders that the parent once opened.
+        context = None
+        if self.num_workers > 0:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", "data_modules.puppet_clips"])
+        return {
+            "persistent_workers": context is not None,
+            "multiprocessing_context": context,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    # On the device
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Bytes (..., H, W, 3) to floats (..., 3, H, W) in [-1, 1]; augmented in training."""
+        batch = {
+            name: to_float(value) if _is_bytes(value) else value for name, value in batch.items()
+        }
+        if self.trainer is not None and self.trainer.training:
+            self._augment = self._augment or build_augmentation(self.size, *self._augmentation)
+            if self._augment is not None:
+                batch["video"] = augment(self._augment, batch["video"])
+        return batch
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.uint8
+
+
+def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)

@@ -1,0 +1,189 @@
+"""Clips of puppets as files, and their samples with exact identity and pose.
+
+Run as a module it draws one share of a set; `draw_set` starts such processes.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch.utils.data import Dataset
+
+from data_modules import puppetry
+from data_modules.sampling import ClipDataset, Item
+from lmdvid.video import write_video
+
+_FPS = 25
+_INDEX = "puppets.json"
+# Test seeds start far behind the training seeds, so that they stay the same in a larger set.
+_SEEDS_PER_SET = 1_000_000
+_FIRST_TEST_SEED = 500_000
+# x264: a key frame every 12 frames and no B-frames, so that random frames are decoded quickly.
+_ENCODING = {"g": "12", "bf": "0"}
+_CRF = 10  # lower than usual: what is read should be close to what was drawn
+_PIXELS_PER_PROCESS = 5_000_000  # a few seconds of drawing; for less, a process does not pay
+
+
+@dataclass(frozen=True)
+class PuppetSet:
+    """What is drawn; equal sets are equal pictures.
+
+    Attributes:
+        kind: one of `puppetry.KINDS`.
+        size: side in pixels.
+        train_clips: identities to train on.
+        test_clips: other identities.
+        frames: per clip.
+        seed: of the set; sets of different seeds share no identity.
+    """
+
+    kind: str
+    size: int
+    train_clips: int
+    test_clips: int
+    frames: int
+    seed: int
+
+    def folder(self) -> str:
+        """Name the folder of this set, drawn with this version of the pictures."""
+        version = sha256(Path(puppetry.__file__).read_bytes()).hexdigest()[:8]
+        return (
+            f"{self.kind}_{self.size}px_{self.train_clips}+{self.test_clips}x{self.frames}"
+            f"_seed{self.seed}_{version}"
+        )
+
+    def clips(self) -> Iterator[tuple[str, int]]:
+        """Yield the path below the folder and the seed of every clip."""
+        first = self.seed * _SEEDS_PER_SET
+        for split, start, count in (
+            ("train", first, self.train_clips),
+            ("test", first + _FIRST_TEST_SEED, self.test_clips),
+        ):
+            for seed in range(start, start + count):
+                yield f"{split}/{self.kind}{seed:06d}.mp4", seed
+
+
+def draw_set(puppets: PuppetSet, root: Path) -> Path:
+    """Draw a set of clips where it is not there yet, on all cores where that pays.
+
+    Every file appears when it is complete; a drawing that was cut short goes on where it stopped.
+
+    Returns:
+        The folder, with `train/`, `test/` and `puppets.json`, which lists the seeds.
+    """
+    folder = root / puppets.folder()
+    if (folder / _INDEX).is_file():
+        return folder
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+    names = list(puppets.clips())
+    missing = sum(not (folder / name).is_file() for name, _ in names)
+    pixels = missing * puppets.frames * puppets.size**2
+    processes = max(1, min(_cores(), pixels // _PIXELS_PER_PROCESS))
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(f"drawing {missing} clips of puppets", total=missing)
+        others = [_start(puppets, folder, share, processes) for share in range(1, processes)]
+        try:
+            for _ in _draw_share(puppets, folder, 0, processes):
+                progress.advance(bar, processes)
+            for other in others:
+                if other.wait():
+                    raise RuntimeError(f"drawing puppets in {folder} failed, see above")
+        finally:
+            for other in others:
+                other.kill()
+    listing = json.dumps({**asdict(puppets), "fps": _FPS, "seeds": dict(names)}, indent=1)
+    part = folder / f".{_INDEX}.{os.getpid()}"
+    part.write_text(listing)
+    part.replace(folder / _INDEX)
+    return folder
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(puppets: PuppetSet, folder: Path, share: int, of: int) -> subprocess.Popen:
+    # Not multiprocessing: it would run an unguarded script of the user's a second time.
+    task = json.dumps([asdict(puppets), str(folder), share, of])
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    command = [sys.executable, "-m", "data_modules.puppet_clips", task]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+
+
+def _draw_share(puppets: PuppetSet, folder: Path, share: int, of: int) -> Iterator[None]:
+    for name, seed in list(puppets.clips())[share::of]:
+        path = folder / name
+        if path.is_file():
+            continue
+        gc.freeze()  # the writer collects garbage after every file: spare it all that is loaded
+        who = puppetry.identity(seed, puppets.kind)
+        pose = puppetry.pose_path(seed, puppets.frames, puppets.kind, _FPS)
+        frames = puppetry.render(who, pose, puppets.size, puppets.kind)
+        # a name of its own, so that two runs which draw the same set do not meet
+        part = path.with_name(f".{os.getpid()}_{path.name}")
+        write_video(part, frames, _FPS, crf=_CRF, options=_ENCODING)
+        gc.unfreeze()
+        part.replace(path)
+        yield
+
+
+class PuppetDataset(Dataset):
+    """Samples of drawn clips with their exact `identity` (I,) and `pose` (T,P), float32.
+
+    Args:
+        samples: what to add the truth to.
+        folder: of the drawn set.
+        cross: also add `cross_driving` (T,H,W,3), the same frames of the next clip, `cross_key`,
+            its name, and `cross_truth` (T,H,W,3), this clip's identity drawn in those poses.
+    """
+
+    def __init__(self, samples: ClipDataset, folder: Path, cross: bool):
+        puppets = json.loads((folder / _INDEX).read_text())
+        self.samples = samples
+        self.kind: str = puppets["kind"]
+        self.path_frames: int = puppets["frames"]
+        self.seeds: dict[str, int] = {Path(k).name: seed for k, seed in puppets["seeds"].items()}
+        self.cross = cross
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: int | Item) -> dict[str, Any]:
+        sample = self.samples[item]
+        frames = sample["frames"].numpy()
+        who, pose = self._truth(sample["key"])
+        sample |= {"identity": torch.from_numpy(who), "pose": torch.from_numpy(pose[frames])}
+        if self.cross:
+            clips = self.samples.clips
+            at = next(n for n, clip in enumerate(clips) if clip.key == sample["key"])
+            other = clips[(at + 1) % len(clips)]
+            other_pose = self._truth(other.key)[1][frames]
+            truth = puppetry.render(who, other_pose, self.samples.size, self.kind)
+            sample |= {
+                "cross_driving": self.samples.load(other, frames)["video"],
+                "cross_truth": torch.from_numpy(truth),
+                "cross_key": other.key,
+            }
+        return sample
+
+    def _truth(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        seed = self.seeds[key]
+        path = puppetry.pose_path(seed, self.path_frames, self.kind, _FPS)
+        return puppetry.identity(seed, self.kind), path
+
+
+if __name__ == "__main__":
+    puppets, folder, share, of = json.loads(sys.argv[1])
+    for _ in _draw_share(PuppetSet(**puppets), Path(folder), share, of):
+        pass
