@@ -65,6 +65,8 @@ def test_r1_says_what_is_missing():
 
 def test_l1_and_sparsity_by_hand():
     assert l1(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])).item() == 2.25
+    with pytest.raises(ValueError, match=r"not \(2, 1\) and \(2,\)"):
+        l1(torch.zeros(2, 1), torch.zeros(2))
     assert sparsity(torch.tensor([[1.0, -3.0], [0.0, 2.0]])).item() == 1.5
 
 
@@ -172,4 +174,4 @@ def test_descending_the_perceptual_loss_approaches_the_target():
         loss(image, target).backward()
         optimizer.step()
     assert loss(image, target).item() < 0.5 * first
-    assert l1(image, target) < 0.6 * l1(torch.zeros(()), target)
+    assert l1(image, target) < 0.6 * l1(torch.zeros_like(target), target)

@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 VGG19_SOURCE = f"https://download.pytorch.org/models/{VGG19_FILE}"
 
-EFFICIENTNET_LITE0_FILE = "efficientnet-lite0-57934424.pth"
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -213,9 +212,9 @@ def _find_vgg19(weights: str | Path | None) -> Path:
             return path
         looked = f"{path} does not exist"
     raise WeightsError(
-        f"VGG-19 weights: {looked}. Download {VGG19_SOURCE} (575 MB), then "
-        "--model.init_args.vgg19_weights PATH or LMDVID_WEIGHTS=FOLDER;\n"
-        "or use --model.init_args.perceptual efficientnet, which is installed with lmdvid."
+        f"VGG-19 weights: {looked}. Download {VGG19_SOURCE} (575 MB) and pass\n"
+        "--model.init_args.vgg19_weights PATH or set LMDVID_WEIGHTS=FOLDER; or use the embedded "
+        "network: --model.init_args.perceptual efficientnet"
     )
 
 
