@@ -73,19 +73,19 @@ _POSES: dict[str, dict[str, tuple[float, float, float]]] = {
         "brows": (-1.0, 1.0, 0.0),
     },
     "taichi": {
-        "x": (-0.4, 0.4, 0.0),
-        "y": (-0.1, 0.3, 0.0),
-        "lean": (-0.3, 0.3, 0.0),
+        "x": (-0.3, 0.3, 0.0),
+        "y": (-0.05, 0.2, 0.0),
+        "lean": (-0.25, 0.25, 0.0),
         "twist": (-0.7, 0.7, 0.0),
         "head_turn": (-1.0, 1.0, 0.0),
-        "far_shoulder": (-0.8, 2.6, 0.0),
-        "far_elbow": (-0.3, 2.4, 0.0),
-        "near_shoulder": (-1.2, 2.6, 0.0),
-        "near_elbow": (-0.3, 2.4, 0.0),
-        "far_hip": (-0.8, 1.5, 0.0),
-        "far_knee": (-0.3, 2.2, 0.0),
-        "near_hip": (-0.8, 1.5, 0.0),
-        "near_knee": (-0.3, 2.2, 0.0),
+        "far_shoulder": (-0.6, 2.4, 0.0),
+        "far_elbow": (-0.2, 2.0, 0.0),
+        "near_shoulder": (-1.0, 2.4, 0.0),
+        "near_elbow": (-0.2, 2.0, 0.0),
+        "far_hip": (-0.4, 1.3, 0.0),
+        "far_knee": (-0.2, 1.6, 0.0),
+        "near_hip": (-0.4, 1.3, 0.0),
+        "near_knee": (-0.2, 1.6, 0.0),
     },
 }
 
@@ -275,7 +275,7 @@ def _smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]:
     yaw = _wave(rng, t, 0.12, 0.45)
-    syllables = 0.5 + 0.5 * _wave(rng, t, 1.2, 3.2)
+    syllables = 0.5 + 0.5 * _wave(rng, t, 1.0, 2.2)
     talking = _smoothstep(_wave(rng, t, 0.1, 0.5), -0.9, -0.2)
     gaze_x, gaze_y = _wave(rng, t, 0.2, 0.7), _wave(rng, t, 0.2, 0.7)
     smile = _wave(rng, t, 0.1, 0.4)
@@ -294,7 +294,7 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
     closed = np.zeros_like(t)
     blink = 0.3
     while blink < t[-1] + 1.0:
-        closed = np.maximum(closed, np.exp(-(((t - blink) / 0.09) ** 4)))
+        closed = np.maximum(closed, np.exp(-(((t - blink) / 0.10) ** 4)))
         blink += 0.9 + rng.exponential(1.5)
     lids = 0.86 + 0.12 * path["brows"] - 0.1 * np.maximum(path["smile"], 0.0)
     path["left_eye"] = path["right_eye"] = lids * (1.0 - closed)
@@ -318,7 +318,7 @@ def _taichi_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarra
     lag = np.pi + 0.6 * _wave(rng, t, 0.05, 0.15, terms=2)
     path = {
         "x": 0.2 * sway,
-        "y": 0.07 + 0.06 * _wave(rng, t, 0.12, 0.35),
+        "y": 0.08 + 0.07 * _wave(rng, t, 0.12, 0.35),
         "lean": 0.09 * sway + 0.08 * _wave(rng, t, 0.1, 0.3),
         "twist": 0.55 * _wave(rng, t, 0.1, 0.3),
         "head_turn": 0.9 * _wave(rng, t, 0.1, 0.4),
@@ -342,7 +342,7 @@ def _taichi_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarra
 
 def _bend(outward: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hip and knee angles, relative to rest, that put the ankle where it should be."""
-    reach = np.minimum(np.hypot(outward, down), (_THIGH + _SHIN) * 0.999)
+    reach = np.minimum(np.hypot(outward, down), (_THIGH + _SHIN) * 0.99)
     knee = np.pi - np.arccos((_THIGH**2 + _SHIN**2 - reach**2) / (2 * _THIGH * _SHIN))
     inner = np.arccos((_THIGH**2 + reach**2 - _SHIN**2) / (2 * _THIGH * reach))
     return np.arctan2(outward, down) + inner - _REST_THIGH, knee - _REST_KNEE
@@ -417,13 +417,17 @@ class _Identity:
         tone = self.raw["skin"] * (len(_SKIN) - 1.001)
         low, high = np.array(_SKIN[int(tone)]), np.array(_SKIN[int(tone) + 1])
         light, chroma, hue = (low + tone % 1.0 * (high - low)).tolist()
-        hue += self.span("undertone", -7.0, 7.0)
+        hue += self.span("undertone", -10.0, 10.0)
         self.skin = _oklch(light, chroma, hue)
         self.skin_bright = _oklch(min(light + 0.05, 0.95), chroma * 0.9, hue + 4)
         self.skin_shadow = _oklch(light - 0.10, chroma * 1.15, hue - 10)
         self.skin_line = _oklch(light - 0.24, chroma * 1.1, hue - 20)
         self.blush = _oklch(light - 0.04, chroma + 0.055, 28)
-        lips = (0.70 * light + 0.03, self.span("lip_colour", 0.075, 0.14), 20.0)
+        lips = (
+            0.70 * light + 0.04,
+            self.span("lip_colour", 0.07, 0.13) * (0.5 + 0.5 * light),
+            20.0,
+        )
         self.lips, self.lips_light = _oklch(*lips), _oklch(lips[0] + 0.09, *lips[1:])
 
         shade = list(self.choose("hair_colour", _HAIR))
@@ -550,18 +554,32 @@ class _Layer:
             return _smoothstep(distance, 0.5 * soft, -0.5 * soft)
         return np.clip(0.5 - distance * self.per_pixel, 0.0, 1.0)
 
+    def band(self, v: Any, top: Any, bottom: Any, slope: Any, within: Any) -> np.ndarray:
+        """Coverage between two curves v = top(u) and v = bottom(u) of similar slope.
+
+        Exact for bands thinner than a pixel; ``within`` is a distance that ends the band.
+        """
+        per_pixel = self.per_pixel / np.sqrt(1.0 + slope * slope)
+        above = np.clip(0.5 - (top - v) * per_pixel, 0.0, 1.0)
+        below = np.clip(0.5 - (v - bottom) * per_pixel, 0.0, 1.0)
+        return np.maximum(above + below - 1.0, 0.0) * self.cover(within)
+
+    def fill(self, alpha: Any, colour: Any) -> None:
+        """Lay a colour over the picture with an opacity (T, h, w)."""
+        for plane, value in zip(self.rgb, colour, strict=True):
+            plane += alpha * (value - plane)
+
     def paint(
         self, distance: Any, colour: Any, opacity: Any = 1.0, soft: float = 0.0, clip: Any = None
     ) -> np.ndarray:
-        """Paint the inside of a shape; returns its coverage.
+        """Paint the inside of a shape; returns the opacity it was painted with.
 
         ``clip`` limits the paint to another coverage, of this window or of the whole canvas.
         """
         alpha = self.cover(distance, soft) * opacity
         if clip is not None:
             alpha = alpha * (clip if clip.shape == alpha.shape else clip[self.window])
-        for plane, value in zip(self.rgb, colour, strict=True):
-            plane += alpha * (value - plane)
+        self.fill(alpha, colour)
         return alpha
 
 
@@ -582,15 +600,22 @@ def _limb(u: Any, v: Any, au: Any, av: Any, ra: Any, bu: Any, bv: Any, rb: Any) 
     return np.sqrt(pu * pu + pv * pv) - (ra + along * (rb - ra))
 
 
+def _slab(u: Any, v: Any, half_u: Any, half_v: Any, corner: float) -> Any:
+    """Distance to a rectangle around the origin with rounded corners."""
+    across, down = np.abs(u) - half_u + corner, np.abs(v) - half_v + corner
+    outside = np.sqrt(np.maximum(across, 0.0) ** 2 + np.maximum(down, 0.0) ** 2)
+    return outside + np.minimum(np.maximum(across, down), 0.0) - corner
+
+
 def _merge(a: Any, b: Any, width: float) -> Any:
     """Union of two shapes with a fillet of the given width."""
     near = np.maximum(width - np.abs(a - b), 0.0)
     return np.minimum(a, b) - near * near * (0.25 / width)
 
 
-def _between(v: Any, top: Any, bottom: Any, slope: Any) -> Any:
-    """Distance to the band between two curves v = top(u) and v = bottom(u) of similar slope."""
-    return np.maximum(top - v, v - bottom) / np.sqrt(1.0 + slope * slope)
+def _meet(a: Any, b: Any, width: float) -> Any:
+    """Intersection of two shapes, its corners rounded by the given width."""
+    return -_merge(-a, -b, width)
 
 
 # Backgrounds
@@ -744,8 +769,8 @@ def _draw_head(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -> 
     head = _Head(canvas, who, pose)
     _draw_back_hair(head)
     _draw_shoulders(head)
-    for ear in head.ears:
-        _draw_ear(head, *ear[:3], 1.0)
+    for sign, u, v, _ in head.ears:
+        _draw_ear(head, sign, u, v, 1.0)
     _draw_face(head)
     if who.beard:
         _draw_beard(head)
@@ -759,8 +784,8 @@ def _draw_head(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -> 
     elif who.hair_style != "bald":
         _draw_front_hair(head)
     if who.hair_style not in ("long", "bob", "curly"):
-        for *ear, depth in head.ears:  # the near ear comes in front as the head turns
-            _draw_ear(head, *ear, _smoothstep(depth, 0.02, 0.25))
+        for sign, u, v, depth in head.ears:  # the near ear comes in front as the head turns
+            _draw_ear(head, sign, u, v, _smoothstep(depth, 0.02, 0.25))
     if who.raw["glasses"] > 0.68:
         _draw_glasses(head)
 
@@ -797,7 +822,8 @@ def _draw_shoulders(head: _Head) -> None:
         band = layer.cover(v - 0.46 + 0.15 * (u - turn) ** 2)
         layer.paint(shape, who.cloth_light, clip=cloth * band)
     else:
-        layer.paint(opening - 0.05, who.trim, clip=cloth)
+        edge = np.maximum(opening - 0.05, -opening)
+        layer.paint(edge, who.trim, clip=layer.cover(shape - 0.02))
 
 
 def _draw_ear(head: _Head, sign: float, u: Any, v: Any, opacity: Any) -> None:
@@ -830,7 +856,7 @@ def _draw_face(head: _Head) -> None:
     for sign in (-1.0, 1.0):
         cheek = canvas.layer(skull.touch(sign * 0.46 * head.wide, 0.29), -0.3, -0.3, 0.3, 0.3)
         shape = _ellipse(cheek.u, cheek.v, 0.15, 0.12)
-        strength = 0.35 + 0.2 * head.pose["smile"]
+        strength = 0.28 + 0.18 * head.pose["smile"]
         cheek.paint(shape, who.blush, strength, soft=0.24, clip=head.face)
 
 
@@ -847,7 +873,9 @@ def _draw_eye(head: _Head, sign: float, opened: Any) -> None:
     slope = s * ((0.44 * size * opened - 0.1) / half)
     socket = _ellipse(u, v + 0.06, 0.26, 0.19)
     layer.paint(socket, who.skin_shadow, 0.6, soft=0.2, clip=head.face)
-    white = layer.paint(_between(v, upper, lower, slope), (0.97, 0.96, 0.95), clip=head.face)
+    ends = np.abs(u) - half
+    white = layer.band(v, upper, lower, slope, ends) * head.face[layer.window]
+    layer.fill(white, (0.97, 0.96, 0.95))
     gaze_u, gaze_v = u - 0.085 * pose["gaze_x"], v + 0.03 - 0.05 * pose["gaze_y"]
     away = np.sqrt(gaze_u * gaze_u + gaze_v * gaze_v)
     layer.paint(away - 0.128 * size, _shade(who.iris, -0.45), clip=white)
@@ -857,8 +885,7 @@ def _draw_eye(head: _Head, sign: float, opened: Any) -> None:
     glint = np.sqrt((gaze_u + 0.045) ** 2 + (gaze_v + 0.05) ** 2)
     layer.paint(glint - 0.036, (1.0, 1.0, 1.0), clip=white)
     lash = np.abs(v - upper) / np.sqrt(1.0 + slope * slope) - 0.018 - 0.014 * arch
-    lash = np.maximum(lash, np.abs(u) - 1.03 * half)
-    layer.paint(lash, _blend(who.skin_line, _INK, 0.8), clip=head.face)
+    layer.paint(np.maximum(lash, ends - 0.01), _blend(who.skin_line, _INK, 0.8), clip=head.face)
 
 
 def _draw_brow(head: _Head, sign: float) -> None:
@@ -866,9 +893,9 @@ def _draw_brow(head: _Head, sign: float) -> None:
     patch = head.skull.touch(sign * (head.spacing + 0.01), -0.36)
     layer = head.canvas.layer(patch, -0.4, -0.36, 0.4, 0.3)
     u, v = sign * layer.u - 0.02, layer.v + 0.09 * brows
-    bend = 0.9 * u * u - who.span("brow_tilt", -0.08, 0.14) * u + 0.10 * brows * u
+    bend = 0.9 * u * u - who.span("brow_tilt", -0.20, 0.05) * u + 0.10 * brows * u
     half = who.span("brow_weight", 0.030, 0.055) * (1.0 - 0.9 * u)
-    shape = np.maximum(np.abs(v - bend) - half, np.abs(u) - 0.24)
+    shape = _meet(np.abs(v - bend) - half, np.abs(u) - 0.25, 0.05)
     layer.paint(shape, who.brow, clip=head.face)
 
 
@@ -894,27 +921,27 @@ def _draw_mouth(head: _Head) -> None:
     who, opened, smile = head.who, head.pose["mouth_open"], head.pose["smile"]
     half = who.span("mouth_width", 0.27, 0.33) * (1.0 + 0.14 * smile - 0.2 * opened)
     layer = head.canvas.layer(head.skull.touch(0.0, 0.53, 0.03), -0.48, -0.3, 0.48, 0.56)
-    u, v = layer.u, layer.v
+    u, v, face = layer.u, layer.v, head.face
     s = u / half
-    arch = 1.0 - s * s
-    middle = 0.11 * smile * arch - 0.055 * smile
+    arch, ends = 1.0 - s * s, np.abs(u) - half
+    middle = (0.12 * smile + 0.02) * arch - 0.06 * smile
     upper = middle - 0.05 * opened * arch
     lower = middle + 0.28 * opened * arch
     slope = s * (0.2 * smile + 0.3 * opened) / half
     shade = _ellipse(u, v - 0.2 - 0.28 * opened, 0.15, 0.05)
-    layer.paint(shade, who.skin_shadow, 0.8, soft=0.1, clip=head.face)
+    layer.paint(shade, who.hair_dark if who.beard else who.skin_shadow, 0.8, 0.1, clip=face)
     bow = 0.02 * np.exp(-((u / 0.06) ** 2))
-    lips = _between(v, upper - (0.07 - bow) * arch, lower + 0.09 * arch, slope)
-    red = layer.paint(lips, who.lips, clip=head.face)
+    red = layer.band(v, upper - (0.07 - bow) * arch, lower + 0.09 * arch, slope, ends)
+    red *= face[layer.window]
+    layer.fill(red, who.lips)
     layer.paint(lower + 0.05 * arch - v, who.lips_light, 0.6, soft=0.06, clip=red)
-    hole = layer.paint(_between(v, upper, lower, slope), (0.22, 0.06, 0.09), clip=head.face)
-    teeth = v - upper - 0.09 * arch
-    tongue = _ellipse(u, v - lower - 0.01, 0.62 * half, 0.12)
-    layer.paint(tongue, (0.80, 0.38, 0.40), clip=hole)
-    layer.paint(teeth, (0.97, 0.95, 0.92), clip=hole)
-    seam = np.abs(v - middle) / np.sqrt(1.0 + slope * slope) - 0.022 * np.maximum(arch, -0.5)
-    shut = 1.0 - _smoothstep(opened, 0.02, 0.15)
-    layer.paint(seam, _shade(who.lips, -0.5), shut, clip=head.face)
+    hole = layer.band(v, upper, lower, slope, ends) * face[layer.window]
+    layer.fill(hole, (0.22, 0.06, 0.09))
+    layer.paint(_ellipse(u, v - lower - 0.01, 0.62 * half, 0.12), (0.80, 0.38, 0.40), clip=hole)
+    layer.paint(v - upper - 0.09 * arch, (0.97, 0.95, 0.92), clip=hole)
+    thin = 0.016 * np.maximum(arch, 0.0)
+    seam = layer.band(v, middle - thin, middle + thin, slope, ends) * face[layer.window]
+    layer.fill(seam * (1.0 - _smoothstep(opened, 0.02, 0.15)), _shade(who.lips, -0.55))
 
 
 def _draw_beard(head: _Head) -> None:
@@ -922,13 +949,16 @@ def _draw_beard(head: _Head) -> None:
     layer = head.canvas.layer(skull.plane, -1.0, -0.2, 1.0, 1.35)
     u, v, _ = skull.point(0.0, 0.12, 0.6)
     cheeks = _ellipse(layer.u - u, layer.v - v, skull.width(0.56, 0.4), 0.42)
-    shape = np.maximum(-cheeks, v - layer.v)
-    beard = layer.paint(shape, who.hair, clip=head.face)
+    # Sideburns fade out just under the hair.
+    sideburn = layer.cover(_hem(head, layer.u, 0.06, 0.0) - layer.v, soft=0.2)
+    beard = layer.paint(-cheeks, who.hair, sideburn, clip=head.face)
     layer.paint(v + 0.62 - layer.v, who.hair_dark, 0.7, soft=0.5, clip=beard)
     lip = head.canvas.layer(skull.touch(0.0, 0.40, 0.08), -0.42, -0.2, 0.42, 0.3)
     bend = 0.9 * lip.u**2 - 0.02
     half = 0.06 * (1.0 - (lip.u / 0.34) ** 2)
-    lip.paint(_between(lip.v, bend - half, bend + half, 1.4 * lip.u), who.hair, clip=head.face)
+    ends = np.abs(lip.u) - 0.34
+    tache = lip.band(lip.v, bend - half, bend + half, 1.4 * lip.u, ends)
+    lip.fill(tache * head.face[lip.window], who.hair)
 
 
 def _draw_back_hair(head: _Head) -> None:
@@ -937,8 +967,8 @@ def _draw_back_hair(head: _Head) -> None:
     layer = head.canvas.layer(skull.plane.at(centre_u, centre_v), -1.3, -1.3, 1.3, 1.75)
     u, v = layer.u, layer.v
     if who.hair_style == "long":
-        fall = np.maximum(np.abs(u) - 0.88 * wide - volume, np.maximum(-v, v - 1.4))
-        layer.paint(_merge(_ellipse(u, v, 0.92 * wide + volume, 0.98), fall, 0.2), who.hair_dark)
+        fall = _slab(u, v - 0.62, 0.80 * wide + volume, 0.72, 0.3)
+        layer.paint(_merge(_ellipse(u, v, 0.90 * wide + volume, 0.98), fall, 0.2), who.hair_dark)
     elif who.hair_style == "bob":
         shape = _ellipse(u, v - 0.12, 0.98 * wide + volume, 1.05)
         layer.paint(np.maximum(shape, v - 0.92 - 0.06 * u * u), who.hair_dark)
@@ -975,38 +1005,42 @@ def _draw_front_hair(head: _Head) -> None:
     opening = _ellipse(fu, fv, skull.width(0.66 * wide, 0.45), 0.84)
     parting = 1.0 if who.raw["fringe"] > 0.5 else -1.0
     if who.hair_style == "short":
-        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.06, 0.5))
-        opening = np.maximum(opening, -0.66 + 0.035 * np.cos(9.0 * fu) - fv)
+        shape = _meet(dome, layer.v - _hem(head, layer.u, -0.04, 0.5), 0.1)
+        opening = _meet(opening, -0.68 + 0.035 * np.cos(9.0 * fu) - fv, 0.08)
     elif who.hair_style == "side":
-        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.02, 0.55))
-        opening = np.maximum(opening, -0.74 + 0.3 * parting * fu - 0.2 * fu * fu - fv)
+        shape = _meet(dome, layer.v - _hem(head, layer.u, 0.0, 0.55), 0.1)
+        opening = _meet(opening, -0.74 + 0.3 * parting * fu - 0.2 * fu * fu - fv, 0.08)
     elif who.hair_style == "bun":
-        shape = np.maximum(dome, layer.v - _hem(head, layer.u, -0.08, 0.4))
+        shape = _meet(dome, layer.v - _hem(head, layer.u, -0.06, 0.4), 0.1)
         opening = _merge(opening, _ellipse(fu - 0.2 * parting, fv + 0.06, 0.5 * wide, 0.84), 0.1)
     elif who.hair_style == "curly":
         bumps = 0.05 * np.cos(13.0 * np.arctan2(v, u))
-        shape = np.maximum(dome - 0.03 - bumps, v - 0.7)
+        shape = _meet(dome - 0.03 - bumps, v - 0.66 - 0.05 * np.cos(14.0 * u), 0.12)
         opening = opening - 0.06 * np.cos(11.0 * np.arctan2(fv, fu)) - 0.02
     elif who.hair_style == "bob":
-        shape = np.maximum(dome - 0.03, v - 1.0)
-        opening = np.maximum(opening, -0.64 + 0.03 * np.cos(9.0 * fu) - fv)
+        shape = _meet(dome - 0.03, v - 1.0, 0.1)
+        opening = _meet(opening, -0.64 + 0.03 * np.cos(9.0 * fu) - fv, 0.08)
     else:
-        fall = np.maximum(np.abs(u) - 0.86 * wide - 0.5 * head.volume - 0.04 * v, -v)
-        hem = 1.28 - 0.25 * u * u + 0.04 * np.cos(12.0 * u)
-        shape = np.maximum(_merge(dome - 0.02, fall, 0.2), v - hem)
-        chest = np.maximum(np.abs(layer.u - 0.5 * front_u) - 0.40 * wide, -fv)
+        fall = _slab(u, v - 0.62, 0.86 * wide + 0.5 * head.volume, 0.66, 0.2)
+        shape = _merge(dome - 0.02, fall, 0.2)
+        chest = np.maximum(np.abs(layer.u - 0.4 * front_u) - 0.44 * wide + 0.1 * fv, -fv)
         lock = _ellipse(fu - 0.25 * parting, fv + 0.02, 0.55 * wide, 0.86)
         opening = _merge(_merge(opening, lock, 0.1), chest, 0.3)
-    shape = np.maximum(shape, -opening)
+    shape = _meet(shape, -opening, 0.08)
     layer.paint(shape - 0.04, who.skin_line, 0.45, soft=0.12, clip=head.face)
     hair = layer.paint(shape, who.hair)
-    layer.paint(-_ellipse(u + 0.2, v + 0.2, 0.98, 1.05), who.hair_dark, 0.8, soft=0.5, clip=hair)
     if who.hair_style == "curly":
         curls = np.cos(15.0 * u + 3.0 * np.sin(7.0 * v)) * np.cos(15.0 * v + 3.0 * np.sin(6.0 * u))
         layer.paint(0.25 - curls, who.hair_light, 0.5, soft=0.9, clip=hair)
     else:
-        glow = _ellipse(u + 0.28, v + 0.58, 0.36, 0.16)
-        layer.paint(glow, who.hair_light, 0.9, soft=0.3, clip=hair)
+        # Strands run down from the crown.
+        crown = np.minimum(v + 0.1, 0.0)
+        strand = (u - 0.6 * front_u) / np.sqrt(np.maximum(1.0 - crown * crown, 0.05))
+        wave = np.cos(23.0 * strand) + 0.6 * np.cos(37.0 * strand + 1.0)
+        layer.paint(0.6 - wave, who.hair_dark, 0.5, soft=1.6, clip=hair)
+        glow = _ellipse(u + 0.28, v + 0.56, 0.38, 0.17)
+        layer.paint(glow, who.hair_light, 0.8, soft=0.3, clip=hair)
+    layer.paint(-_ellipse(u + 0.2, v + 0.2, 0.98, 1.05), who.hair_dark, 0.8, soft=0.5, clip=hair)
 
 
 def _draw_cap(head: _Head) -> None:
@@ -1030,9 +1064,9 @@ def _draw_cap(head: _Head) -> None:
     layer.paint(_ellipse(u + 0.3, v + 0.6, 0.3, 0.16), who.cloth_light, 0.8, soft=0.3, clip=cap)
     layer.paint(np.abs(layer.v - rim + 0.06) - 0.05, who.trim, clip=cap)
     root_u, root_v, _ = skull.point(0.0, -0.44, 0.74)
-    tip_u, tip_v, _ = skull.point(0.0, -0.30, 1.22)
+    tip_u, tip_v, _ = skull.point(0.0, -0.36, 1.12)
     pu, pv = layer.u - 0.5 * (root_u + tip_u), layer.v - 0.5 * (root_v + tip_v)
-    tall = 0.07 + 0.5 * np.abs(tip_v - root_v)
+    tall = 0.08 + 0.45 * np.abs(tip_v - root_v)
     peak = _ellipse(pu, pv - 0.25 * pu * pu, skull.width(0.62 * wide, 0.40), tall)
     visor = layer.paint(peak, who.cloth_dark)
     layer.paint(pv + 0.3 * tall - 0.25 * pu * pu, who.cloth, soft=0.1, clip=visor)
@@ -1040,16 +1074,16 @@ def _draw_cap(head: _Head) -> None:
 
 def _draw_glasses(head: _Head) -> None:
     who, skull = head.who, head.skull
-    frame = _shade(who.cloth, -0.55) if who.raw["accessory"] > 0.5 else _INK
+    frame = _INK if who.skin.mean() > 0.5 else _oklch(0.82, 0.11, 85)
     for sign, ear_u, ear_v, depth in head.ears:
         hinge_x = sign * (head.spacing + 0.26)
-        u, v, _ = skull.point(hinge_x, -0.08, skull.depth(hinge_x, -0.08) + 0.08)
+        u, v, _ = skull.point(hinge_x, -0.08, skull.depth(hinge_x, -0.08) + 0.05)
         arm = head.canvas.layer(skull.plane, -1.0, -0.8, 1.0, 0.8)
         shape = _limb(arm.u, arm.v, u, v, 0.022, ear_u, ear_v - 0.1, 0.018)
         arm.paint(shape, frame, _smoothstep(depth, -0.05, 0.1))
     for sign in (-1.0, 1.0):
         layer = head.canvas.layer(
-            skull.touch(sign * head.spacing, -0.06, 0.08), -0.36, -0.36, 0.36, 0.36
+            skull.touch(sign * head.spacing, -0.06, 0.05), -0.36, -0.36, 0.36, 0.36
         )
         u, v = layer.u, layer.v
         if who.raw["glasses"] > 0.84:
@@ -1060,7 +1094,7 @@ def _draw_glasses(head: _Head) -> None:
         lens = layer.paint(rim, (0.9, 0.96, 1.0), 0.10)
         layer.paint(np.abs(u + 0.6 * v + 0.08) - 0.05, (1.0, 1.0, 1.0), 1.5, soft=0.05, clip=lens)
         layer.paint(np.abs(rim) - 0.026, frame)
-    layer = head.canvas.layer(skull.touch(0.0, -0.1, 0.06), -0.14, -0.12, 0.14, 0.12)
+    layer = head.canvas.layer(skull.touch(0.0, -0.1, 0.05), -0.14, -0.12, 0.14, 0.12)
     bridge = np.abs(layer.v + 0.02 - 1.5 * layer.u**2) - 0.024
     layer.paint(np.maximum(bridge, np.abs(layer.u) - head.spacing + 0.26), frame)
 
@@ -1072,9 +1106,9 @@ def _draw_taichi(canvas: _Canvas, who: _Identity, pose: dict[str, np.ndarray]) -
     hip_x, hip_y, lean = pose["x"], _HIP_HEIGHT + pose["y"], pose["lean"]
     trunk = canvas.screen().at(hip_x, hip_y).turned(lean)
     chest = trunk.at(0.0, -_TORSO)
-    shadow = canvas.layer(canvas.screen().at(hip_x, _FLOOR + 0.03), -0.6, -0.13, 0.6, 0.13)
-    layer_shape = _ellipse(shadow.u, shadow.v, 0.48, 0.065)
-    shadow.paint(layer_shape, _INK, 0.35, soft=0.1)
+    shadow = canvas.layer(canvas.screen().at(hip_x, _FLOOR - 0.01), -0.55, -0.1, 0.55, 0.1)
+    away = np.sqrt((shadow.u / 0.5) ** 2 + (shadow.v / 0.085) ** 2)
+    shadow.paint(away - 0.75, _INK, 0.4, soft=0.6)
     if who.hair_style == "long":
         _draw_mane(canvas, who, chest.turned(0.3 * lean))
     _draw_arm(canvas, who, chest, pose, -1.0, None)
@@ -1232,13 +1266,9 @@ def _draw_small_head(
         return
     dome = _ellipse(back, v + 0.015, 0.165, 0.18)
     opening = _ellipse(front, v - 0.07, 0.118, 0.155)
-    if style in ("bob", "long"):
-        bottom = v - 0.11
-    else:
-        bottom = v - 0.03
-    if style == "curly":
-        dome = dome - bumps
-    top = layer.paint(np.maximum(np.maximum(dome, -opening), bottom), who.hair)
+    bottom = v - (0.11 if style in ("bob", "long") else 0.035)
+    shape = _meet(_meet(dome, bottom, 0.03), -opening, 0.03)
+    top = layer.paint(shape, who.hair)
     if style == "cap":
         layer.paint(np.maximum(dome - 0.008, v + 0.055), who.sash)
         layer.paint(_ellipse(u - 0.13 * sin, v + 0.055, 0.115, 0.028), _shade(who.sash, -0.25))
