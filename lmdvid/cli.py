@@ -275,6 +275,10 @@ def _silence() -> None:
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_useful)
     # Lightning 2.6 calls retired functions of torch and of jsonargparse at every start.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+    # The summary table counts 4 bytes a parameter under mixed precision, which is what it takes.
+    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    # The frozen feature network and the averaged generator are in eval mode on purpose.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

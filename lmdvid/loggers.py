@@ -66,6 +66,17 @@ class WandbLogger(LightningWandbLogger):
                 )
         return super().experiment
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes a run that failed at once.
+
+        Left to the end of the process, wandb's closing lines would bury the error message.
+        """
+        super().finalize(status)
+        if status != "success" and self._experiment is not None:
+            self._experiment.finish(exit_code=1)
+            self._experiment = None
+
 
 @rank_zero_only
 def log_video(loggers: Iterable[Logger], name: str, path: str | Path, step: int) -> None:

@@ -72,6 +72,14 @@ def test_wandb_without_key_writes_offline_and_says_so_once(clean, monkeypatch):
     assert shown.read_bytes() == b"an mp4 file"
 
 
+def test_wandb_run_that_failed_is_closed_at_once(clean):
+    WandbLogger(project="test", save_dir=str(clean)).finalize("failed")  # not started: nothing
+    logger = WandbLogger(project="test", save_dir=str(clean))
+    assert logger.experiment is wandb.run
+    logger.finalize("failed")
+    assert wandb.run is None
+
+
 def test_wandb_is_left_alone_where_it_is_switched_off(clean, monkeypatch):
     said = []
     monkeypatch.setattr(loggers, "rank_zero_info", said.append)
