@@ -430,7 +430,8 @@ class _Identity:
         )
         self.lips, self.lips_light = _oklch(*lips), _oklch(lips[0] + 0.09, *lips[1:])
 
-        shade = list(self.choose("hair_colour", _HAIR))
+        # Where only brows and beard have the colour, it is a natural one.
+        shade = list(self.choose("hair_colour", _HAIR[:6] if self.hair_style == "bald" else _HAIR))
         if _contrast(shade, (light, chroma, hue)) < 0.14:  # keep the hairline readable
             shade[0] = light - 0.18 if light > 0.45 else 0.20
             shade[1] *= 0.5
@@ -438,6 +439,7 @@ class _Identity:
         self.hair_dark = _oklch(max(shade[0] - 0.09, 0.12), shade[1] * 0.9, shade[2] - 6)
         self.hair_light = _oklch(shade[0] + 0.10, shade[1] * 1.05, shade[2] + 6)
         self.brow = _blend(self.hair_dark, self.skin_line, 0.35 if shade[0] < 0.6 else 0.6)
+        self.beard_hair = self.hair if shade[0] < 0.6 else _blend(self.hair, self.skin_line, 0.45)
         self.iris = _oklch(*self.choose("eye_colour", _IRIS))
 
         # Of the palettes, only what stands out: the ground from skin and hair, cloth from ground.
@@ -929,7 +931,8 @@ def _draw_mouth(head: _Head) -> None:
     lower = middle + 0.28 * opened * arch
     slope = s * (0.2 * smile + 0.3 * opened) / half
     shade = _ellipse(u, v - 0.2 - 0.28 * opened, 0.15, 0.05)
-    layer.paint(shade, who.hair_dark if who.beard else who.skin_shadow, 0.8, 0.1, clip=face)
+    below = _shade(who.beard_hair, -0.2) if who.beard else who.skin_shadow
+    layer.paint(shade, below, 0.8, soft=0.1, clip=face)
     bow = 0.02 * np.exp(-((u / 0.06) ** 2))
     red = layer.band(v, upper - (0.07 - bow) * arch, lower + 0.09 * arch, slope, ends)
     red *= face[layer.window]
@@ -949,16 +952,16 @@ def _draw_beard(head: _Head) -> None:
     layer = head.canvas.layer(skull.plane, -1.0, -0.2, 1.0, 1.35)
     u, v, _ = skull.point(0.0, 0.12, 0.6)
     cheeks = _ellipse(layer.u - u, layer.v - v, skull.width(0.56, 0.4), 0.42)
-    # Sideburns fade out just under the hair.
-    sideburn = layer.cover(_hem(head, layer.u, 0.06, 0.0) - layer.v, soft=0.2)
-    beard = layer.paint(-cheeks, who.hair, sideburn, clip=head.face)
-    layer.paint(v + 0.62 - layer.v, who.hair_dark, 0.7, soft=0.5, clip=beard)
+    # Sideburns fade into the hair.
+    sideburn = layer.cover(_hem(head, layer.u, -0.04, 0.0) - layer.v, soft=0.2)
+    beard = layer.paint(-cheeks, who.beard_hair, sideburn, clip=head.face)
+    layer.paint(v + 0.62 - layer.v, _shade(who.beard_hair, -0.3), 0.7, soft=0.5, clip=beard)
     lip = head.canvas.layer(skull.touch(0.0, 0.40, 0.08), -0.42, -0.2, 0.42, 0.3)
     bend = 0.9 * lip.u**2 - 0.02
     half = 0.06 * (1.0 - (lip.u / 0.34) ** 2)
     ends = np.abs(lip.u) - 0.34
     tache = lip.band(lip.v, bend - half, bend + half, 1.4 * lip.u, ends)
-    lip.fill(tache * head.face[lip.window], who.hair)
+    lip.fill(tache * head.face[lip.window], who.beard_hair)
 
 
 def _draw_back_hair(head: _Head) -> None:
@@ -1248,7 +1251,7 @@ def _draw_small_head(
     layer.paint(-_ellipse(u + 0.04, v + 0.03, 0.165, 0.18), who.skin_shadow, soft=0.12, clip=face)
     if who.beard:
         cheeks = np.maximum(-_ellipse(front, v - 0.03, 0.10, 0.085), 0.03 - v)
-        layer.paint(cheeks, who.hair, clip=face)
+        layer.paint(cheeks, who.beard_hair, clip=face)
     for sign in (-1.0, 1.0):
         # Features slide over a sphere: the far eye moves to the edge and narrows.
         eye_u = u - 0.15 * np.sin(turn + 0.42 * sign)
