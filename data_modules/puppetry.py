@@ -1026,10 +1026,12 @@ def _draw_front_hair(head: _Head) -> None:
     else:
         fall = _slab(u, v - 0.62, 0.86 * wide + 0.5 * head.volume, 0.66, 0.2)
         shape = _merge(dome - 0.02, fall, 0.2)
-        chest = np.maximum(np.abs(layer.u - 0.4 * front_u) - 0.44 * wide + 0.1 * fv, -fv)
+        gap = 0.42 * wide + 0.4 * np.abs(front_u)  # the far curtain goes behind the neck
+        chest = np.maximum(np.abs(layer.u - 0.8 * front_u) - gap, -fv)
         lock = _ellipse(fu - 0.25 * parting, fv + 0.02, 0.55 * wide, 0.86)
         opening = _merge(_merge(opening, lock, 0.1), chest, 0.3)
-    shape = _meet(shape, -opening, 0.08)
+    # Long hair is rounded more, so that no thin strand is left of a curtain going out of sight.
+    shape = _meet(shape, -opening, 0.35 if who.hair_style == "long" else 0.08)
     layer.paint(shape - 0.04, who.skin_line, 0.45, soft=0.12, clip=head.face)
     hair = layer.paint(shape, who.hair)
     if who.hair_style == "curly":
