@@ -217,7 +217,7 @@ def _animate(prog: str, argv: list[str]) -> None:
 
     from lmdvid import animate
 
-    animate.animate_file(
+    path = animate.animate_file(
         options.source,
         options.driving,
         options.checkpoint,
@@ -231,6 +231,7 @@ def _animate(prog: str, argv: list[str]) -> None:
         audio=not options.no_audio,
         progress=True,
     )
+    print(f"wrote {path}")
 
 
 def _convert(prog: str, argv: list[str]) -> None:
@@ -279,6 +280,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # The frozen feature network and the averaged generator are in eval mode on purpose.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+    # Checkpoints hold the weights after the step: what one wants, and what resuming needs.
+    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

@@ -80,9 +80,7 @@ class LatentNavigator(nn.Module):
         Returns:
             (..., D) displacement, float32 or better.
         """
-        basis = self.basis()
-        with torch.autocast(alpha.device.type, enabled=False):
-            return alpha.to(basis.dtype) @ basis
+        return _product(alpha, self.basis())
 
     def magnitudes(self, displacement: Tensor) -> Tensor:
         """How far a displacement goes along each direction: its dot products with the basis.
@@ -93,9 +91,7 @@ class LatentNavigator(nn.Module):
         Returns:
             (..., N) magnitudes alpha; `displace` inverts it within the span of the directions.
         """
-        basis = self.basis()
-        with torch.autocast(displacement.device.type, enabled=False):
-            return displacement.to(basis.dtype) @ basis.T
+        return _product(displacement, self.basis().T)
 
     def forward(self, w0: Tensor, alpha: Tensor, accumulate: bool = False) -> Tensor:
         """Walk from an appearance code.
@@ -177,6 +173,15 @@ class LatentNavigator(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": None}
+
+
+def _product(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """Vectors (..., K) @ matrix (K, M) in the matrix's precision, whatever autocast says."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        if matrix.is_cuda:
+            # TF32, where it is switched on, would keep 10 bits of these few numbers.
+            return (vectors.double() @ matrix.double()).to(matrix.dtype)
+        return vectors.to(matrix.dtype) @ matrix
 
 
 class _Polar(torch.autograd.Function):

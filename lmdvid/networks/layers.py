@@ -54,8 +54,12 @@ def blur(x: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, C, 2H, 2W): zeros between pixels, then the low-pass filter times 4."""
-    return F.conv_transpose2d(x, fir_kernel(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+    """(B, C, H, W) to (B, C, 2H, 2W): zeros between pixels, then the low-pass filter times 4.
+
+    In the precision of `x`, whatever autocast says: pictures and flows add up over the scales.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv_transpose2d(x, fir_kernel(x, 4.0), stride=2, padding=1, groups=x.shape[1])
 
 
 class EqualLinear(nn.Module):

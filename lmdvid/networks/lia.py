@@ -107,17 +107,23 @@ class Flow(nn.Module):
             the logits (B, 3, H, W), whose tanh is the displacement in x and y (up to half the
             image each way) and whose sigmoid is the mask.
         """
-        logits = self.conv(h, w) + self.bias.view(1, 3, 1, 1)
-        if coarser is not None:
-            logits = logits + upsample(coarser)
-        height, width = logits.shape[-2:]
-        flow = logits[:, :2].float().tanh()
-        y = torch.linspace(-1, 1, height, device=h.device)[:, None].expand(height, width)
-        x = torch.linspace(-1, 1, width, device=h.device).expand(height, width)
-        grid = (flow + torch.stack([x, y])).movedim(1, -1).to(features.dtype)
-        mask = logits[:, 2:].sigmoid()
-        warped = mask * F.grid_sample(features, grid, align_corners=self.align_corners)
-        return warped, warped + (1 - mask) * h, logits
+        # Coordinates need float32: half precision rounds them to a quarter of a pixel at 256 px.
+        exact = torch.promote_types(h.dtype, torch.float32)
+        with torch.autocast(h.device.type, enabled=False):
+            logits = self.conv(h.to(exact), w) + self.bias.view(1, 3, 1, 1)
+            if coarser is not None:
+                logits = logits + upsample(coarser)
+            height, width = logits.shape[-2:]
+            y = torch.linspace(-1, 1, height, device=h.device, dtype=exact)
+            x = torch.linspace(-1, 1, width, device=h.device, dtype=exact)
+            grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
+            sampled = F.grid_sample(
+                features.to(exact), grid.movedim(1, -1), align_corners=self.align_corners
+            )
+            mask = logits[:, 2:].sigmoid()
+            warped = mask * sampled
+            out = warped + (1 - mask) * h
+        return warped.to(h.dtype), out.to(h.dtype), logits
 
 
 class ToRGB(nn.Module):
@@ -303,8 +309,8 @@ class Generator(nn.Module):
 
 
 def matches(keys: Iterable[str]) -> bool:
-    """Whether state-dict keys are those of the authors' LIA generator."""
-    keys = set(keys)
+    """Whether keys are those of the authors' LIA generator, alone or in a training file."""
+    keys = {key.removeprefix("gen.") for key in keys}
     return {"enc.net_app.convs.0.0.weight", "dec.direction.weight", "dec.input.input"} <= keys
 
 
@@ -356,15 +362,20 @@ def from_original(
     diagonal: the original basis comes back exactly.
 
     Args:
-        state: State dict of the original generator (`enc.…`, `dec.…`).
+        state: State dict of the original generator (`enc.…`, `dec.…`), or the tensors of a
+            training file (`gen.enc.…`, `dis.…`, `g_optim.…`), whose rest is left out.
 
     Returns:
-        The `Generator`'s arguments, its state dict, and the keys that were left out because the
-        original never uses them.
+        The `Generator`'s arguments, its state dict, and the keys that were left out: what the
+        original never uses, its fixed filters, and all that is not the generator.
 
     Raises:
         ValueError: If a key is unknown or missing, or a filter is not the [1, 3, 3, 1] one.
     """
+    dropped = []
+    if any(key.startswith("gen.") for key in state):
+        dropped = [key for key in state if not key.startswith("gen.")]
+        state = {k.removeprefix("gen."): v for k, v in state.items() if k.startswith("gen.")}
     state = {k: v.float() for k, v in state.items()}
     dim, directions = state["dec.direction.weight"].shape
     config = {
@@ -375,7 +386,7 @@ def from_original(
     }
     with torch.device("meta"):
         expected = Generator(**config).state_dict()
-    converted, dropped, unknown = {}, [], []
+    converted, unknown = {}, []
     for key, value in state.items():
         if _DEAD.search(key):
             dropped.append(key)

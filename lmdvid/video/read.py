@@ -16,6 +16,8 @@ Backend = Literal["auto", "decord", "pyav"]
 
 _DECORD_CODECS = ("h264", "mpeg4", "vp9", "mjpeg")
 _DECORD_PIXELS = ("yuv420p", "yuvj420p")
+# decord 0.6 raises for every frame of these widths, alone of all from 16 to 400.
+_DECORD_BROKEN_WIDTHS = (16, 24, 48, 72)
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -130,6 +132,8 @@ def _unfit_for_decord(header: pyav_backend.Header) -> str | None:
         return f"the pixel format {header.pix_fmt}"
     if info.width % 2 or info.height % 2:
         return f"the odd size {info.width}x{info.height}"
+    if info.width in _DECORD_BROKEN_WIDTHS:
+        return f"the width {info.width}"
     return None
 
 

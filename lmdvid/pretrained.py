@@ -1,0 +1,220 @@
+"""Networks on disk: our folders, training checkpoints, and the authors' files.
+
+Loading never runs code from a file: tensors come from safetensors or from `torch.load` restricted
+to plain data, and a class is taken by name only from inside `lmdvid.networks`.
+"""
+
+import argparse
+import importlib
+import json
+import pickle
+import pkgutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmdvid import networks
+from lmdvid.networks.features import WeightsError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save_network(network: nn.Module, folder: str | Path) -> None:
+    """Write a network as `model.safetensors` and `config.json`.
+
+    Args:
+        network: A network of `lmdvid.networks` with its constructor's arguments in `config`.
+        folder: Made where missing; files in it of these names are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+    kind = type(network)
+    config = {"network": f"{kind.__module__}.{kind.__qualname__}", "config": network.config}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Load a network for inference.
+
+    Args:
+        path: A folder written by `save_network` (or `lmdvid convert`), or a training checkpoint
+            `.ckpt`, whose averaged generator is taken.
+        device: Where it goes.
+
+    Returns:
+        The network in evaluation mode, float32, without gradients.
+
+    Raises:
+        WeightsError: If there is nothing at `path`, or nothing that this program wrote.
+    """
+    path = Path(path)
+    if path.is_dir():
+        name, config, state = _read_folder(path)
+    elif path.is_file():
+        name, config, state = _read_checkpoint(path)
+    else:
+        raise WeightsError(
+            f"no checkpoint at {path}: give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
+            "or a training checkpoint (.ckpt)"
+        )
+    network = _build(path, name, config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit {name}: {_first_line(error)}") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def convert(path: str | Path, folder: str | Path) -> str:
+    """Turn the authors' file, or a training checkpoint, into a folder that `load_network` reads.
+
+    Args:
+        path: The authors' checkpoint (the system is recognised from its keys) or a `.ckpt`.
+        folder: Where `model.safetensors` and `config.json` go.
+
+    Returns:
+        A report: what it is, and every group of entries that was left out.
+
+    Raises:
+        WeightsError: If the file is neither.
+    """
+    path = Path(path)
+    content = _load_plain(path)
+    if "lmdvid_generator" in content:
+        network = load_network(path)
+        left_out = Counter({"training state (discriminator, optimisers, raw weights)": 1})
+        system = f"averaged generator of a training checkpoint, step {content['global_step']}"
+    else:
+        tensors = dict(_flatten(content))
+        module = _recognise(path, tensors)
+        try:
+            config, state, dropped = module.from_original(tensors)
+        except ValueError as error:
+            raise WeightsError(f"{path} is {error}") from error
+        network = module.Generator(**config)
+        network.load_state_dict(state)
+        left_out = Counter(_group(key) for key in dropped)
+        system = f"the authors' {module.__name__.rpartition('.')[2].upper()} generator"
+    save_network(network, folder)
+    arguments = ", ".join(f"{k}={v}" for k, v in network.config.items())  # pyright: ignore
+    count = sum(p.numel() for p in network.parameters())
+    lines = [f"{path}: {system}", f"  {arguments}", f"  {count:,} parameters converted"]
+    lines += [f"  left out: {n} x {what}" for what, n in sorted(left_out.items())]
+    return "\n".join(
+        [*lines, f"wrote {Path(folder, WEIGHTS_FILE)} and {Path(folder, CONFIG_FILE)}"]
+    )
+
+
+def _read_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    try:
+        description = json.loads((path / CONFIG_FILE).read_text())
+        name, config = description["network"], description["config"]
+        return name, config, load_file(path / WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} has no {Path(str(error.filename or WEIGHTS_FILE)).name}: "
+            f"a network's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    content = _load_plain(path)
+    if "lmdvid_generator" not in content:
+        raise WeightsError(
+            f"{path} is not a training checkpoint of this program; if it is the authors' file, "
+            f"run: lmdvid convert {path} FOLDER"
+        )
+    generator, prefix = content["lmdvid_generator"], "generator_ema.network."
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(prefix)
+    }
+    return generator["network"], generator["config"], state
+
+
+def _load_plain(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"no file at {path}")
+    try:
+        # The authors' files hold their command line as a Namespace; nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it holds Python objects beside tensors, and loading them could "
+            "run code. Ask its author for a file with tensors only"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint, or it is cut off: PyTorch cannot read it"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary"
+        )
+    return content
+
+
+def _build(path: Path, name: str, config: dict[str, Any]) -> nn.Module:
+    module, _, kind = str(name).rpartition(".")
+    known = {f"{networks.__name__}.{m.name}" for m in pkgutil.iter_modules(networks.__path__)}
+    if module not in known:
+        raise WeightsError(f"{path} asks for {name!r}; only networks of lmdvid.networks are built")
+    cls = getattr(importlib.import_module(module), kind, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module):
+        raise WeightsError(f"{path} asks for {name!r}, which this version does not have")
+    try:
+        return cls(**config)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path} does not fit this version's {name}: {error}") from error
+
+
+def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> ModuleType:
+    """The module of `lmdvid.networks` that knows these keys."""
+    families = []
+    for info in pkgutil.iter_modules(networks.__path__):
+        module = importlib.import_module(f"{networks.__name__}.{info.name}")
+        if hasattr(module, "from_original"):
+            families.append(info.name)
+            if module.matches(tensors):
+                return module
+    first = ", ".join(list(tensors)[:3]) or "no tensors"
+    raise WeightsError(
+        f"{path} is none of the systems that can be converted ({', '.join(families)}); "
+        f"its first keys: {first}"
+    )
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = ""):
+    """Tensors of nested dictionaries by dotted name, without DataParallel's `module.`."""
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield prefix + str(key).removeprefix("module."), value
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _group(key: str) -> str:
+    """What a left-out key belongs to, for the report."""
+    head = key.split(".")[0]
+    if head in ("gen", "enc", "dec"):
+        return "fixed filter" if key.endswith(".kernel") else "parameter that nothing reads"
+    return f"entry of {head!r}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,175 @@
+"""What every adversarially trained task shares: two optimisers, one step count, one average."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lmdvid import losses
+from lmdvid.ema import ExponentialMovingAverage
+from lmdvid.losses import PerceptualLoss
+from lmdvid.networks.features import perceptual_features
+
+Batch = dict[str, Any]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message names the step, the loss and the batch's clips."""
+
+
+class PrecisionError(ValueError):
+    """The trainer's precision is one that the networks cannot run in."""
+
+
+class AdversarialTask(L.LightningModule):
+    """A generator against a discriminator, one step of each per batch, the generator first.
+
+    A task defines `generator_step`; everything a paper does not decide is here.
+
+    Args:
+        generator: What is trained and averaged. Its `config` holds its constructor's arguments.
+        discriminator: Samples to logits.
+        lr: Adam's learning rate before the scaling below.
+        generator_every: Adam's settings of the generator are scaled by c = k / (k + 1), as if a
+            regulariser ran every k-th step (StyleGAN2, Appendix B): lr c and betas
+            (0, 0.99^c). 0 leaves them unscaled.
+        discriminator_every: The same for the discriminator; also how often R1 runs.
+        adversarial: Weight of the generator's adversarial loss; at 0 the discriminator rests.
+        r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
+        ema: Decay of the generator's moving average, which is validated, saved and shown.
+        perceptual: Network of the perceptual loss.
+        vgg19_weights: Path of the published VGG-19 file; without it, it is looked for in the
+            folder that the environment variable LMDVID_WEIGHTS names.
+        perceptual_weight: Weight of each term of the perceptual loss.
+        perceptual_layers: Feature maps that it compares, counted from the shallow end.
+        perceptual_scales: Sizes at which it compares, as shares of the picture's.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        lr: float,
+        generator_every: int,
+        discriminator_every: int,
+        adversarial: float,
+        r1: float,
+        ema: float,
+        perceptual: Literal["vgg19", "efficientnet", "none"],
+        vgg19_weights: str | None,
+        perceptual_weight: float,
+        perceptual_layers: int,
+        perceptual_scales: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = generator
+        self.discriminator = discriminator
+        self.generator_ema = ExponentialMovingAverage(generator, ema)
+        self.lr = lr
+        self.generator_every = generator_every
+        self.discriminator_every = discriminator_every
+        self.adversarial = adversarial
+        self.r1 = r1
+        self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
+        self._perceptual_terms = (perceptual_scales, perceptual_weight)
+        self.perceptual: PerceptualLoss | None = None
+
+    def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Generate from a training batch.
+
+        Returns:
+            The generator's losses by name, without the adversarial one; the fake samples with
+            their graph; the real samples to tell them from.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it generates")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the generator, then one of the discriminator on the same samples."""
+        generator, discriminator = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        # Lightning counts every optimiser's steps in `global_step`, which would double max_steps
+        # and every period (Lightning issue 17958). The loop resets the hooks at each batch.
+        discriminator._on_before_step = discriminator._on_after_step = lambda: None
+
+        with self.toggled_optimizer(generator):
+            terms, fake, real = self.generator_step(batch)
+            if self.adversarial > 0:
+                logits = self.discriminator(fake)
+                terms["adversarial"] = self.adversarial * losses.generator_loss(logits)
+            self._descend(generator, terms, batch)
+        self.generator_ema.update(self.generator)
+        self._log_terms("generator", terms)
+        if self.adversarial == 0:
+            return
+
+        with self.toggled_optimizer(discriminator):
+            penalised = self.r1 > 0 and batch_idx % max(1, self.discriminator_every) == 0
+            real = real.detach().requires_grad_(penalised)
+            real_logits = self.discriminator(real)
+            fake_logits = self.discriminator(fake.detach())
+            terms = {"adversarial": losses.discriminator_loss(real_logits, fake_logits)}
+            if penalised:
+                penalty = losses.r1_penalty(real, real_logits, self.r1)
+                terms["r1"] = penalty * max(1, self.discriminator_every)
+            self._descend(discriminator, terms, batch)
+        self._log_terms("discriminator", terms)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam twice, with StyleGAN2's scaling for lazy regularisation."""
+        return [
+            self._adam(self.generator, self.generator_every),
+            self._adam(self.discriminator, self.discriminator_every),
+        ]
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that cannot work; load what only training needs."""
+        if self.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
+            raise PrecisionError(
+                f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
+                "float32 weights. Use bf16-mixed (or 32-true)"
+            )
+        if (
+            self.trainer.precision == "bf16-mixed"
+            and self.trainer.strategy.root_device.type == "cpu"
+            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ):
+            rank_zero_warn(
+                "this processor has no bf16 instructions and only imitates bf16-mixed, many times "
+                "slower than float32: add --trainer.precision 32-true"
+            )
+        if stage == "fit" and self.perceptual is None:
+            features = perceptual_features(*self._perceptual_features)
+            if features is not None:
+                self.perceptual = PerceptualLoss(features, *self._perceptual_terms).to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the generator without this task."""
+        network = type(self.generator)
+        checkpoint["lmdvid_generator"] = {
+            "network": f"{network.__module__}.{network.__qualname__}",
+            "config": dict(self.generator.config),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        }
+
+    def _adam(self, network: nn.Module, every: int) -> torch.optim.Optimizer:
+        c = every / (every + 1) if every else 1.0
+        return torch.optim.Adam(network.parameters(), self.lr * c, betas=(0.0, 0.99**c))
+
+    def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> None:
+        loss = torch.stack(list(terms.values())).sum()
+        if not loss.isfinite():
+            values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
+            raise NonFiniteLossError(
+                f"loss is not finite at step {self.global_step} ({values}); "
+                f"clips of this batch: {', '.join(map(str, batch.get('key', ['unknown'])))}. "
+                "The last checkpoint is kept; lower lr or remove the clips, then resume from it"
+            )
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def _log_terms(self, network: str, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.log(f"{network}/{name}", value.detach(), prog_bar=network == "generator")
