@@ -280,6 +280,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # The frozen feature network and the averaged generator are in eval mode on purpose.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+    # Every run has a folder of its own, so a resumed one keeps its checkpoints elsewhere.
+    warnings.filterwarnings("ignore", "The dirpath has changed")
     # Checkpoints hold the weights after the step: what one wants, and what resuming needs.
     warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -79,6 +79,7 @@ def trainer(folder, **options) -> L.Trainer:
 
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*module.* in eval mode.*"),
     pytest.mark.filterwarnings("ignore:.*only imitates bf16.*"),
@@ -175,14 +176,16 @@ def test_resuming_equals_an_undisturbed_run(tmp_path):
     def fit(folder, steps, resume=None):
         L.seed_everything(1, verbose=False)
         task = LIA(**SMALL)
-        checkpoints = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        checkpoints = ModelCheckpoint(
+            folder / "kept", "{step}", every_n_train_steps=1, save_top_k=-1
+        )
         run = trainer(folder, max_steps=steps, callbacks=[checkpoints], limit_val_batches=0)
         run.fit(task, Data(), ckpt_path=resume, weights_only=True)
         return task
 
     whole = fit(tmp_path / "whole", 4)
     fit(tmp_path / "half", 2)
-    resumed = fit(tmp_path / "rest", 4, tmp_path / "half" / "step=2.ckpt")
+    resumed = fit(tmp_path / "rest", 4, tmp_path / "half" / "kept" / "step=2.ckpt")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -201,12 +204,17 @@ def test_frozen_features_stay_out_of_checkpoints(tmp_path):
     arguments = {**SMALL, "perceptual": "efficientnet"}
     checkpoints = ModelCheckpoint(tmp_path / "kept", "last", every_n_train_steps=1)
     run = trainer(tmp_path, max_steps=1, callbacks=[checkpoints], limit_val_batches=0)
-    run.fit(LIA(**arguments), Data())
+    run.fit(LIA(**arguments), Data(clips=4))
     content = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
     assert not any("perceptual" in key for key in content["state_dict"])
     assert content["lmdvid_generator"]["config"]["size"] == 32
     run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
-    run.fit(LIA(**arguments), Data(), ckpt_path=tmp_path / "kept" / "last.ckpt", weights_only=True)
+    run.fit(
+        LIA(**arguments),
+        Data(clips=4),
+        ckpt_path=tmp_path / "kept" / "last.ckpt",
+        weights_only=True,
+    )
     assert run.global_step == 2
 
 

@@ -1,0 +1,43 @@
+# `make help` lists what can be made. Everything runs from .venv, which `make install` builds.
+
+PYTHON ?= python3
+TORCH  ?= $(shell grep '^torch==' constraints.txt)
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2.11.0 for another torch)
+
+.venv/installed: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	@echo '$(TORCH)' >> .venv/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## draw puppets, train LIA on them for five minutes, animate held-out ones
+	$(BIN)/lightning fit --config experiments/lia_puppets.yaml
+	$(BIN)/lightning test --config experiments/lia_puppets.yaml \
+		--ckpt_path $$(ls -t runs/lia_puppets/version_*/checkpoints/last.ckpt | head -n 1)
+
+test: install  ## run the tests
+	$(BIN)/pytest -q --cov --cov-report=term:skip-covered
+
+check: install  ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: install  ## time what the documents claim; results as JSON under benchmarks/results
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what training and the demo wrote (not .venv, not data/)
+	rm -rf runs out
