@@ -1,18 +1,23 @@
 # `make help` lists what can be made. Everything runs from .venv, which `make install` builds.
 
 PYTHON ?= python3
-TORCH  ?= $(shell grep '^torch==' constraints.txt)
+TORCH  ?= $(or $(shell cat .venv/torch 2>/dev/null),$(shell grep '^torch==' constraints.txt))
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2.11.0 for another torch)
 
-.venv/installed: pyproject.toml constraints.txt Makefile
+# Holds the wanted torch, so that another TORCH installs anew.
+.venv/torch: FORCE
+	@mkdir -p .venv
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+.venv/installed: pyproject.toml constraints.txt .venv/torch
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,10 @@
 """A picture moves with a video: on tensors, on streams of frames, from file to file."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmdvid.networks import Mode
 from lmdvid.pretrained import load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -23,8 +26,6 @@ from lmdvid.video import (
     to_uint8,
     write_image,
 )
-
-Mode = Literal["relative", "absolute"]
 
 
 class AnimationError(ValueError):
@@ -112,9 +113,10 @@ class Animator:
         Returns:
             (T, 3, size, size) float32, unclamped.
         """
+        if not len(driving):
+            raise AnimationError("the driving clip has no frames")
         return torch.stack(list(self.stream(source, driving, mode)))
 
-    @torch.inference_mode()
     def stream(
         self, source: Tensor, frames: Iterable[Tensor], mode: Mode = "relative"
     ) -> Iterator[Tensor]:
@@ -125,8 +127,8 @@ class Animator:
             frames: Any number of (3, size, size) in [-1, 1].
             mode: See `animate`.
 
-        Yields:
-            A frame (3, size, size) float32, unclamped, for each driving frame.
+        Returns:
+            An iterator over a frame (3, size, size) float32, unclamped, for each driving frame.
 
         Raises:
             AnimationError: For a wrong shape or mode.
@@ -138,13 +140,22 @@ class Animator:
                 f"source has shape {tuple(source.shape)}: this network takes "
                 f"(3, {self.size}, {self.size})"
             )
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast:
+        return self._stream(source, frames, mode)
+
+    def _stream(self, source: Tensor, frames: Iterable[Tensor], mode: Mode) -> Iterator[Tensor]:
+        # Entered for each pass, not around the loop: the caller's code runs between two frames.
+        @contextlib.contextmanager
+        def inference():
+            half = self.dtype != torch.float32
+            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
+                yield
+
+        with inference():
             encoded = self.network.encode_source(source[None].to(self.device))
         reference = None
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            with autocast:
+            with inference():
                 codes = self.network.encode_motion(torch.stack(batch).to(self.device))
                 if reference is None:
                     reference = codes[:1]
@@ -202,25 +213,21 @@ class Animator:
             raise AnimationError("an .npz holds the result alone: leave side-by-side out")
 
         picture = self._fitted(read_clip(source, [0]), fit)[0]
-        shown, frames = itertools.tee(self._fitted_stream(driving, fit))
+        frames = self._fitted_stream(driving, fit)
+        if side_by_side:
+            frames, shown = itertools.tee(frames)
         result = self.stream(to_float(picture), (to_float(f) for f in frames), mode or "relative")
         if progress:
             result = _with_progress(result, info.frames)
 
         if suffix == ".npz":
-            arrays = [frame.cpu().numpy() for frame in result]
-            fps = np.array([info.fps.numerator, info.fps.denominator])
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with output.with_name(output.name + ".part").open("wb") as file:
-                np.savez(file, video=np.stack(arrays), fps=fps)
-            Path(file.name).replace(output)
+            _save_npz(output, np.stack([frame.cpu().numpy() for frame in result]), info.fps)
             return output
 
-        finished = (to_uint8(frame) for frame in result)
+        finished = (to_uint8(frame.cpu()) for frame in result)
         if side_by_side:
-            finished = (torch.cat([picture, d, r], dim=1) for r, d in zip(finished, shown))  # noqa: B905
-        else:
-            del shown
+            pairs = zip(finished, shown, strict=False)
+            finished = (torch.cat([picture, driver, made], dim=1) for made, driver in pairs)
         if suffix in IMAGE_SUFFIXES:
             write_image(output, next(finished))
             return output
@@ -261,10 +268,28 @@ def animate_file(
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = accelerator.type if accelerator is not None else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AnimationError(
+            f"device {device!r} is not available here: choose cpu, or what `lmdvid doctor` lists "
+            "under accelerators"
+        ) from error
     animator = Animator.from_pretrained(checkpoint, device, getattr(torch, dtype), batch_size)
     return animator.animate_file(
         source, driving, output, mode, fit, side_by_side, audio=audio, progress=progress
     )
+
+
+def _save_npz(path: Path, video: np.ndarray, fps: Fraction) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, video=video, fps=np.array([fps.numerator, fps.denominator]))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _with_progress(frames: Iterator[Tensor], total: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Callbacks: sample videos of what a task shows while it validates or tests."""
+"""Callbacks: videos of what a task shows while it validates, tests or predicts."""
 
 import tempfile
 from pathlib import Path
@@ -65,7 +65,7 @@ class SampleVideos(L.Callback):
     def _collect(self, trainer: L.Trainer, outputs: Any) -> None:
         if not trainer.is_global_zero or not isinstance(outputs, dict):
             return
-        length = max(panel.shape[1] for panel in outputs.values() if panel.ndim == 5)
+        length = max((p.shape[1] for p in outputs.values() if p.ndim == 5), default=1)
         panels = [
             panel if panel.ndim == 5 else panel[:, None].expand(-1, length, -1, -1, -1)
             for panel in outputs.values()
@@ -77,6 +77,34 @@ class SampleVideos(L.Callback):
     def _take(self) -> list[Tensor]:
         rows, self._rows = self._rows, []
         return rows
+
+
+class PredictionVideos(L.Callback):
+    """Write what `lightning predict` makes, one video per key.
+
+    A task's `predict_step` returns `key`, a list of names, and `video` (B, T, 3, H, W) in [-1, 1].
+
+    Args:
+        folder: Where `<key>.mp4` goes.
+        fps: Frames per second.
+    """
+
+    def __init__(self, folder: str, fps: int = 25) -> None:
+        self.folder = Path(folder)
+        self.fps = fps
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        """Write this batch's videos."""
+        for key, video in zip(outputs["key"], outputs["video"], strict=True):
+            name = str(key).replace("/", "_").removesuffix(".mp4")
+            write_video(self.folder / f"{name}.mp4", to_uint8(video.cpu()), self.fps)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where they are."""
+        if trainer.is_global_zero:
+            print(f"wrote the videos in {self.folder}")
 
 
 def stack(rows: list[Tensor]) -> Tensor:

@@ -131,7 +131,8 @@ def explain(error: BaseException) -> str | None:
         shown = "\n  ".join(line[:200] + "…" * (len(line) > 200) for line in lines[1:4])
         return f"the checkpoint does not fit the configured model. {lines[0]}\n  {shown}"
     if type(error).__name__ == "OutOfMemoryError":
-        return f"{text.split('. ')[0]}. Lower data.init_args.batch_size or use more devices."
+        batch = "data.init_args.batch_size, or --batch-size of animate"
+        return f"{text.split('. ')[0]}. Lower the batch size: {batch}."
     return None
 
 
@@ -178,7 +179,12 @@ def _animate(prog: str, argv: list[str]) -> None:
     add("--source", required=True, metavar="IMAGE", help="picture to animate")
     add("--driving", required=True, metavar="VIDEO", help="video, gif, frame folder or image")
     add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
-    add("--output", required=True, metavar="FILE", help="result: .mp4, .gif or .npz (raw values)")
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="result: .mp4, .gif, .npz (raw values), or .png, .jpg for one driving image",
+    )
     add(
         "--mode",
         choices=("relative", "absolute"),
@@ -272,6 +278,9 @@ def _useful(record: logging.LogRecord) -> bool:
 
 
 def _silence() -> None:
+    if not (log := logging.getLogger("lmdvid")).handlers:
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_useful)
     # Lightning 2.6 calls retired functions of torch and of jsonargparse at every start.
@@ -444,6 +453,9 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def before_instantiate_classes(self) -> None:
             import torch
 
+            if self.config.get("subcommand") == "predict":
+                # Nobody is left to take them when the command ends; callbacks write them.
+                self._section()["return_predictions"] = False
             model, data = (self._size(key) for key in ("model", "data"))
             if None not in (model, data) and model != data:
                 raise UsageError(

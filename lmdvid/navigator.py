@@ -156,7 +156,9 @@ class LatentNavigator(nn.Module):
 
     def _cache_key(self) -> object:
         tensors = [self.weight, *self.buffers()]
-        return [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+        # Inference tensors count no versions: they can only be replaced, which moves their data.
+        versions = [None if t.is_inference() else t._version for t in tensors]
+        return [(t.data_ptr(), t.dtype, t.device) for t in tensors], versions
 
     def train(self, mode: bool = True) -> "LatentNavigator":
         """Switch the mode and drop the kept basis."""
@@ -196,7 +198,7 @@ class _Polar(torch.autograd.Function):
     def forward(ctx, weight: Tensor) -> Tensor:
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
         ctx.save_for_backward(u, s, vh)
-        return u @ vh
+        return _product(u, vh)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:

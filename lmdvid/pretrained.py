@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmdvid import networks
-from lmdvid.networks.features import WeightsError
+from lmdvid.networks import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -37,10 +37,18 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
     kind = type(network)
     config = {"network": f"{kind.__module__}.{kind.__qualname__}", "config": network.config}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    # Both are complete before either takes its place.
+    weights_part, config_part = folder / f"{WEIGHTS_FILE}.part", folder / f"{CONFIG_FILE}.part"
+    try:
+        save_file(state, weights_part)
+        config_part.write_text(json.dumps(config, indent=2) + "\n")
+        weights_part.replace(folder / WEIGHTS_FILE)
+        config_part.replace(folder / CONFIG_FILE)
+    finally:
+        weights_part.unlink(missing_ok=True)
+        config_part.unlink(missing_ok=True)
 
 
 def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
@@ -100,7 +108,7 @@ def convert(path: str | Path, folder: str | Path) -> str:
         try:
             config, state, dropped = module.from_original(tensors)
         except ValueError as error:
-            raise WeightsError(f"{path} is {error}") from error
+            raise WeightsError(f"{path}: {error}") from error
         network = module.Generator(**config)
         network.load_state_dict(state)
         left_out = Counter(_group(key) for key in dropped)
@@ -146,8 +154,15 @@ def _read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]
 
 
 def _load_plain(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        raise WeightsError(f"{path} is half of a network: give its folder, {path.parent}")
     if not path.is_file():
-        raise WeightsError(f"no file at {path}")
+        what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
+        raise WeightsError(f"{path} {what}")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and not start.startswith(b"\x80"):
+        raise WeightsError(f"{path} is not a checkpoint: PyTorch wrote no such file")
     try:
         # The authors' files hold their command line as a Namespace; nothing else is let in.
         with torch.serialization.safe_globals([argparse.Namespace]):

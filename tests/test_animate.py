@@ -48,7 +48,7 @@ def test_pictures_equal_the_original(official, golden, batch_size):  # noqa: F81
         frames = animator.animate(golden["source"][0], golden["driving"], mode)
         assert_image(frames, golden[mode])
         assert frames.dtype == torch.float32
-        assert not frames.is_inference() or not frames.requires_grad
+        assert not frames.is_inference()
 
 
 def test_npz_holds_the_same_tensors(official, golden, tmp_path):  # noqa: F811
@@ -65,6 +65,34 @@ def test_npz_holds_the_same_tensors(official, golden, tmp_path):  # noqa: F811
         assert data["video"].dtype == np.float32
         assert np.array_equal(data["video"], expected.numpy())
         assert Fraction(*map(int, data["fps"])) == 25
+
+
+def test_the_callers_iterator_is_left_alone(checkpoint):
+    """Its code runs with gradients as outside, and errors come at the call."""
+    seen = []
+
+    def frames():
+        for _ in range(3):
+            seen.append(torch.is_grad_enabled() and not torch.is_inference_mode_enabled())
+            yield torch.rand(3, 32, 32)
+
+    animator = Animator.from_pretrained(checkpoint, batch_size=2)
+    for frame in animator.stream(torch.rand(3, 32, 32), frames()):
+        assert torch.is_grad_enabled()
+        assert not frame.is_inference()
+    assert seen == [True] * 3
+    with pytest.raises(AnimationError, match="'relative' or 'absolute'"):
+        animator.stream(torch.rand(3, 32, 32), frames(), "sideways")
+    with pytest.raises(AnimationError, match="no frames"):
+        animator.animate(torch.rand(3, 32, 32), torch.rand(0, 3, 32, 32))
+
+
+def test_loading_inside_inference_mode(checkpoint):
+    source, driving = torch.rand(3, 32, 32), torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        inside = Animator.from_pretrained(checkpoint).animate(source, driving)
+    outside = Animator.from_pretrained(checkpoint).animate(source, driving)
+    torch.testing.assert_close(inside, outside)
 
 
 def test_streams_are_taken_a_batch_at_a_time(checkpoint):
@@ -141,6 +169,7 @@ def test_one_driving_picture_means_absolute(checkpoint, clip):
         ("out.npz", {"side_by_side": True}, "result alone"),
         ("out.mp4", {"mode": "sideways"}, "'relative' or 'absolute'"),
         ("out.mp4", {"batch_size": 0}, "1 or more"),
+        ("out.mp4", {"device": "foo"}, "not available"),
     ],
 )
 def test_refusals_leave_nothing_behind(checkpoint, clip, output, options, message):

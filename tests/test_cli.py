@@ -172,7 +172,7 @@ def test_explain_knows_own_errors_and_weights_that_do_not_fit():
     assert "size mismatch for weight" in text
     memory = cli.explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
     assert memory is not None
-    assert memory.startswith("CUDA out of memory. Lower data.init_args.batch_size")
+    assert memory.startswith("CUDA out of memory. Lower the batch size: data.init_args.batch_size")
 
 
 def test_explain_looks_through_the_traceback_of_a_loader_worker():

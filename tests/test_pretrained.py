@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_lia import original
 
-from lmdvid.networks.features import WeightsError
+from lmdvid.networks import WeightsError
 from lmdvid.networks.lia import Generator
 from lmdvid.pretrained import convert, load_network, save_network
 
@@ -72,18 +72,26 @@ def test_a_training_checkpoint_loads_its_average(tmp_path, network):
 class Payload:
     """What a malicious file would run when it is opened."""
 
+    def __init__(self, target):
+        self.target = target
+
     def __reduce__(self):
-        return (open, ("/tmp/should-not-exist", "w"))
+        return (open, (str(self.target), "w"))
 
 
 def refused(tmp_path, name: str):
     path = tmp_path / name
     if name == "code.pt":
-        torch.save({"gen": Payload()}, path)
+        torch.save({"gen": Payload(tmp_path / "ran")}, path)
     elif name == "text.ckpt":
         path.write_text("not a checkpoint")
     elif name == "empty.ckpt":
         path.write_bytes(b"")
+    elif name == "cut.ckpt":
+        torch.save({"weights": torch.zeros(100)}, path)
+        path.write_bytes(path.read_bytes()[:200])
+    elif name == "half.safetensors":
+        path.write_bytes(b"x")
     elif name == "list.pt":
         torch.save([1, 2], path)
     elif name == "other.ckpt":
@@ -95,7 +103,9 @@ def refused(tmp_path, name: str):
     ("name", "message"),
     [
         ("code.pt", "could run code"),
-        ("text.ckpt", "is not a checkpoint|could run code"),
+        ("text.ckpt", "is not a checkpoint"),
+        ("cut.ckpt", "cut off"),
+        ("half.safetensors", "give its folder"),
         ("empty.ckpt", "is not a checkpoint"),
         ("list.pt", "holds a list"),
         ("other.ckpt", "lmdvid convert"),
@@ -103,8 +113,10 @@ def refused(tmp_path, name: str):
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_a_sentence(tmp_path, name, message):
+    path = refused(tmp_path, name)
     with pytest.raises(WeightsError, match=message):
-        load_network(refused(tmp_path, name))
+        load_network(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_files_are_not_converted(tmp_path):

@@ -1,6 +1,10 @@
 """How the tasks train: one step by hand, step counting, precision, resuming, scoring, sampling."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -10,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
 from lmdvid import losses
-from lmdvid.callbacks import SampleVideos, moments, stack
+from lmdvid.callbacks import PredictionVideos, SampleVideos, moments, stack
 from lmdvid.networks.layers import ImageDiscriminator
 from lmdvid.networks.lia import Generator
 from lmdvid.tasks.adversarial import NonFiniteLossError, PrecisionError
@@ -130,6 +134,92 @@ def test_a_step_equals_one_written_plainly(tmp_path, r1):
     for ours, plain in [(task.generator, generator), (task.discriminator, discriminator)]:
         for name, value in ours.state_dict().items():
             torch.testing.assert_close(value, plain.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
+def test_backward_of_the_navigator_is_exact_under_autocast(tmp_path):
+    """bf16-mixed: the basis' gradient equals the one computed outside autocast."""
+    task = LIA(**{**SMALL, "dim": 64})
+    gradients = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run = trainer(tmp_path, precision=precision, max_steps=1, limit_val_batches=0)
+
+        class Probe(LIA):
+            def generator_step(self, batch):
+                w = self.generator.navigator(torch.ones(4, 64), batch["video"][:, 0, :, 0, 0])
+                fake = w.sum() * 0 + batch["video"][:, 1] * self.generator.encoder.code.weight.sum()
+                return {"probe": (w * torch.arange(64.0)).square().mean()}, fake, fake.detach()
+
+        probe = Probe(**{**SMALL, "dim": 64}, adversarial=0.0)
+        probe.load_state_dict(task.state_dict())
+        run.fit(probe, Data(clips=4))
+        gradients[precision] = probe.generator.navigator.weight.grad
+    torch.testing.assert_close(gradients["bf16-mixed"], gradients["32-true"], rtol=1e-4, atol=1e-4)
+
+
+def test_lazy_r1_counts_steps_across_epochs(tmp_path, monkeypatch):
+    calls = []
+
+    def penalty(images, logits, gamma):
+        calls.append(gamma)
+        return logits.sum() * 0
+
+    monkeypatch.setattr(losses, "r1_penalty", penalty)
+    task = LIA(**SMALL, r1=10.0, discriminator_every=16)
+    trainer(tmp_path, max_epochs=9, limit_val_batches=0).fit(task, Data())  # 2 batches an epoch
+    assert len(calls) == 2
+
+
+def test_svd_signs_follow_training(tmp_path):
+    task = LIA(**SMALL, orthogonal="svd", lr=0.05)
+    before = task.generator.navigator.signs.clone()
+    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(task, Data())
+    navigator = task.generator.navigator
+    assert not torch.equal(navigator.signs, before)
+    torch.testing.assert_close(navigator.signs, navigator.basis().detach().T)
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_identical_weights(tmp_path):
+    """Both networks and the average, on two gloo processes; each sees other clips."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
+    assert first["step"] == 3
+    assert first["clips"] != second["clips"]
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+
+
+TWO_PROCESSES = """
+import sys
+
+import torch
+
+sys.path.insert(0, {tests!r})
+import test_tasks as t
+
+
+class Recorder(t.LIA):
+    clips = []
+
+    def training_step(self, batch, batch_idx):
+        self.clips = [*self.clips, *batch["key"]]
+        super().training_step(batch, batch_idx)
+
+
+t.L.seed_everything(3, verbose=False)
+task = Recorder(**t.SMALL, r1=1.0, discriminator_every=2)
+strategy = "ddp_find_unused_parameters_true"
+run = t.trainer({folder!r}, devices=2, strategy=strategy, max_steps=3, limit_val_batches=0)
+run.fit(task, t.Data(clips=24))
+content = {{"state": task.state_dict(), "step": run.global_step, "clips": task.clips}}
+torch.save(content, {folder!r} + f"/rank{{run.global_rank}}.pt")
+"""
 
 
 def test_one_global_step_per_batch(tmp_path):
@@ -264,7 +354,9 @@ def test_panels_line_up():
 
 def test_prediction_moves_the_source(tmp_path):
     task = LIA(**SMALL)
-    (result,) = trainer(tmp_path).predict(task, Data())
+    callbacks = [PredictionVideos(str(tmp_path / "made"))]
+    (result,) = trainer(tmp_path, callbacks=callbacks).predict(task, Data())
+    assert probe(tmp_path / "made" / "a.mp4").frames == 5
     assert result["key"] == ["a"]
     assert result["video"].shape == (1, 5, 3, 32, 32)
     video = Squares(1, 5)[0]["video"]

@@ -17,16 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmdvid.networks import WeightsError
+
 log = logging.getLogger(__name__)
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 VGG19_SOURCE = f"https://download.pytorch.org/models/{VGG19_FILE}"
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-class WeightsError(ValueError):
-    """A weight file is missing, is not the published one, or is not made of plain tensors."""
 
 
 def _sha256(path: Path) -> str:

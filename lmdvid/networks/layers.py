@@ -1,7 +1,9 @@
 """StyleGAN2's building blocks (Karras et al. 2020), as LIA and its relatives use them.
 
 Images and feature maps are (B, C, H, W). Weights are drawn from N(0, 1) and scaled when used
-("equalised learning rate", Karras et al. 2018). The activation is sqrt(2) leaky_relu(x + b, 0.2).
+("equalised learning rate", Karras et al. 2018). The activation is sqrt(2) leaky_relu(x + b, 0.2);
+since leaky_relu(a x) = a leaky_relu(x) for a > 0, that factor goes into weights and biases,
+which are small, instead of feature maps, which are not.
 Shapes: B batch, C channels in, O channels out, D style.
 """
 
@@ -31,16 +33,13 @@ def check_size(size: int) -> None:
         raise ValueError(f"size={size}: choose a power of two from 32 to 1024")
 
 
-def activate(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """sqrt(2) * leaky_relu(x + bias, 0.2), the bias (C,) along the channels of (B, C, ...)."""
-    if bias is not None:
-        x = x + bias.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
-    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+GAIN = math.sqrt(2)  # of the activation
 
 
 def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
     """The [1, 3, 3, 1] low-pass filter as depth-wise weights (C, 1, 4, 4) that sum to `gain`."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=like.dtype, device=like.device) / 8
+    # Computed on the device: copying a list there would make it wait at every layer.
+    taps = (2 - (torch.arange(4, dtype=like.dtype, device=like.device) - 1.5).abs()) / 4
     return (gain * taps[:, None] * taps).expand(like.shape[1], 1, 4, 4)
 
 
@@ -69,7 +68,7 @@ class EqualLinear(nn.Module):
         inputs: C.
         outputs: O.
         bias_init: First value of every bias.
-        activated: Follow with `activate`.
+        activated: Follow with the activation.
     """
 
     def __init__(
@@ -83,9 +82,10 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to (..., C)."""
-        if self.activated:
-            return activate(F.linear(x, self.weight * self.scale), self.bias)
-        return F.linear(x, self.weight * self.scale, self.bias)
+        if not self.activated:
+            return F.linear(x, self.weight * self.scale, self.bias)
+        x = F.linear(x, self.weight * (self.scale * GAIN), self.bias * GAIN)
+        return F.leaky_relu(x, 0.2)
 
 
 class EqualConv2d(nn.Module):
@@ -96,8 +96,9 @@ class EqualConv2d(nn.Module):
         outputs: O.
         kernel: Side of the kernel, odd, or 4 for the layer that closes a pyramid.
         down: Low-pass filter and stride 2.
-        activated: Follow with a bias and `activate`; a layer without it has no bias.
+        activated: Follow with a bias and the activation; a layer without it has no bias.
         padding: Zeros at each side; by default what keeps the resolution.
+        gain: Factor on the output.
     """
 
     def __init__(
@@ -108,39 +109,47 @@ class EqualConv2d(nn.Module):
         down: bool = False,
         activated: bool = True,
         padding: int | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if activated else None
-        self.scale = 1 / math.sqrt(inputs * kernel**2)
+        self.gain = gain * GAIN if activated else gain
+        self.scale = self.gain / math.sqrt(inputs * kernel**2)
         self.down = down
         self.padding = kernel // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W), or (B, O, H/2, W/2) where `down`."""
         weight = self.weight * self.scale
+        bias = None if self.bias is None else self.bias * self.gain
         if not self.down:
-            x = F.conv2d(x, weight, padding=self.padding)
+            x = F.conv2d(x, weight, bias, padding=self.padding)
         elif weight.shape[-1] == 1:
             # A 1x1 convolution reads every second pixel only, so only those are filtered.
-            x = F.conv2d(blur(x, padding=1, stride=2), weight)
+            x = F.conv2d(blur(x, padding=1, stride=2), weight, bias)
         else:
-            x = F.conv2d(blur(x, padding=2), weight, stride=2)
-        return x if self.bias is None else activate(x, self.bias)
+            x = F.conv2d(blur(x, padding=2), weight, bias, stride=2)
+        return x if bias is None else F.leaky_relu(x, 0.2)
 
 
 class DownBlock(nn.Module):
-    """Residual block that halves the resolution: (B, C, H, W) to (B, O, H/2, W/2)."""
+    """Residual block that halves the resolution: (B, C, H, W) to (B, O, H/2, W/2).
+
+    The sum of its two paths is divided by sqrt(2), which keeps the variance.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = EqualConv2d(inputs, inputs, 3)
-        self.conv2 = EqualConv2d(inputs, outputs, 3, down=True)
-        self.skip = EqualConv2d(inputs, outputs, 1, down=True, activated=False)
+        self.conv2 = EqualConv2d(inputs, outputs, 3, down=True, gain=1 / math.sqrt(2))
+        self.skip = EqualConv2d(
+            inputs, outputs, 1, down=True, activated=False, gain=1 / math.sqrt(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum of the two paths over sqrt(2), which keeps the variance."""
-        return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
+        """Apply both paths."""
+        return self.conv2(self.conv1(x)) + self.skip(x)
 
 
 class DownPyramid(nn.Module):
@@ -201,8 +210,17 @@ class ModulatedConv2d(nn.Module):
         self.demodulate = demodulate
         self.up = up
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, D) to (B, O, H, W), or (B, O, 2H, 2W) where `up`."""
+    def forward(self, x: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Convolve; with a bias, activate.
+
+        Args:
+            x: (B, C, H, W).
+            style: (B, D).
+            bias: (O,), added before the activation; None leaves both out.
+
+        Returns:
+            (B, O, H, W), or (B, O, 2H, 2W) where `up`.
+        """
         scale = self.modulation(style)
         weight = self.weight * self.scale
         x = x * scale.to(x.dtype)[:, :, None, None]
@@ -211,16 +229,22 @@ class ModulatedConv2d(nn.Module):
             x = blur(x, padding=1, gain=4.0)
         else:
             x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        gain = 1.0 if bias is None else GAIN
         if self.demodulate:
             with torch.autocast(x.device.type, enabled=False):
-                power = weight.float().square().sum(dim=(2, 3))
-                norm = torch.rsqrt(scale.float().square() @ power.T + 1e-8)
-            x = x * norm.to(x.dtype)[:, :, None, None]
-        return x
+                power = weight.square().sum(dim=(2, 3))
+                norm = gain * torch.rsqrt(scale.to(power.dtype).square() @ power.T + 1e-8)
+            norm = norm.to(x.dtype)[:, :, None, None]
+        else:
+            norm = x.new_full((), gain)
+        if bias is None:
+            return x * norm if self.demodulate else x
+        bias = (bias * gain).to(x.dtype).view(1, -1, 1, 1)
+        return F.leaky_relu(torch.addcmul(bias, x, norm), 0.2)
 
 
 class StyledConv(nn.Module):
-    """`ModulatedConv2d` 3x3 followed by a bias and `activate`.
+    """`ModulatedConv2d` 3x3 followed by a bias and the activation.
 
     No noise is added: LIA never feeds any (its noise weights are dead parameters).
     """
@@ -232,7 +256,7 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, C, H, W) and (B, D) to (B, O, H, W), or (B, O, 2H, 2W) where `up`."""
-        return activate(self.conv(x, style), self.bias)
+        return self.conv(x, style, self.bias)
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmdvid.navigator import LatentNavigator, Orthogonal
+from lmdvid.networks import Mode
 from lmdvid.networks.layers import (
     DownPyramid,
     EqualConv2d,
@@ -24,10 +25,9 @@ from lmdvid.networks.layers import (
     StyledConv,
     channels,
     check_size,
+    fir_kernel,
     upsample,
 )
-
-Mode = Literal["relative", "absolute"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Pictures (B, 3, size, size) to codes (B, D), magnitudes (B, N), features from 8 px up."""
         *features, top = self.pyramid(image)
-        code = self.code(top).flatten(1)
-        return code, self.motion(code), tuple(reversed(features))
+        # Differences of these few numbers are the motion, so they keep float32.
+        with torch.autocast(image.device.type, enabled=False):
+            code = self.code(top.to(self.code.weight.dtype)).flatten(1)
+            alpha = self.motion(code)
+        return code, alpha, tuple(reversed(features))
 
 
 class Flow(nn.Module):
@@ -83,11 +86,14 @@ class Flow(nn.Module):
         inputs: Channels C of both feature maps.
         dim: Size D of the latent code.
         align_corners: See the convention.
+        init: Factor on the initial weights; at 0 training begins with a source that stands still.
     """
 
-    def __init__(self, inputs: int, dim: int, align_corners: bool) -> None:
+    def __init__(self, inputs: int, dim: int, align_corners: bool, init: float = 1.0) -> None:
         super().__init__()
         self.conv = ModulatedConv2d(inputs, 3, 1, dim, demodulate=False)
+        with torch.no_grad():
+            self.conv.weight.mul_(init)
         self.bias = nn.Parameter(torch.zeros(3))
         self.align_corners = align_corners
 
@@ -143,11 +149,13 @@ class ToRGB(nn.Module):
 class Scale(nn.Module):
     """One doubling of the decoder's resolution: two convolutions, a flow, a picture."""
 
-    def __init__(self, inputs: int, outputs: int, dim: int, align_corners: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, dim: int, align_corners: bool, flow_init: float
+    ) -> None:
         super().__init__()
         self.up = StyledConv(inputs, outputs, dim, up=True)
         self.conv = StyledConv(outputs, outputs, dim)
-        self.flow = Flow(outputs, dim, align_corners)
+        self.flow = Flow(outputs, dim, align_corners, flow_init)
         self.rgb = ToRGB(outputs)
 
     def forward(
@@ -169,14 +177,17 @@ class Synthesis(nn.Module):
         dim: Size D of the latent code.
         width: Factor on the channels.
         align_corners: See `Flow`.
+        flow_init: See `Flow`.
     """
 
-    def __init__(self, size: int, dim: int, width: float, align_corners: bool) -> None:
+    def __init__(
+        self, size: int, dim: int, width: float, align_corners: bool, flow_init: float
+    ) -> None:
         super().__init__()
         self.constant = nn.Parameter(torch.randn(1, channels(4, width), 4, 4))
         self.conv = StyledConv(channels(4, width), channels(4, width), dim)
         self.scales = nn.ModuleList(
-            Scale(channels(r // 2, width), channels(r, width), dim, align_corners)
+            Scale(channels(r // 2, width), channels(r, width), dim, align_corners, flow_init)
             for r in (2**i for i in range(3, int(math.log2(size)) + 1))
         )
 
@@ -210,6 +221,9 @@ class Generator(nn.Module):
         align_corners: True makes zero displacement exact identity. False is the original's grid;
             converted weights need it.
         orthogonal: How the motion dictionary is made orthonormal, see `LatentNavigator`.
+        flow_init: Factor on the initial weights of the flows. The original's is 1: it begins with
+            large random flows. At 0 it begins with a source that stands still, which saves small
+            models the time to unlearn them.
     """
 
     def __init__(
@@ -220,6 +234,7 @@ class Generator(nn.Module):
         width: float = 1.0,
         align_corners: bool = True,
         orthogonal: Orthogonal = "qr",
+        flow_init: float = 1.0,
     ) -> None:
         super().__init__()
         check_size(size)
@@ -234,7 +249,7 @@ class Generator(nn.Module):
         self.size = size
         self.encoder = Encoder(size, dim, directions, width)
         self.navigator = LatentNavigator(dim, directions, orthogonal)
-        self.synthesis = Synthesis(size, dim, width, align_corners)
+        self.synthesis = Synthesis(size, dim, width, align_corners, flow_init)
 
     def forward(self, source: Tensor, driving: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the driving picture from the source picture, as in training.
@@ -401,7 +416,7 @@ def from_original(
     missing = sorted(expected.keys() - converted.keys())
     if unknown or missing:
         raise ValueError(
-            f"not the original LIA generator at {config['size']} px: "
+            f"it is not the original LIA generator at {config['size']} px: "
             f"unknown or misshapen {unknown or 'none'}, missing {missing or 'none'}"
         )
     # The original adds 1e-8 to the weight at every use.
@@ -411,6 +426,6 @@ def from_original(
 
 
 def _check_filter(key: str, value: Tensor) -> None:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    if value.shape != (4, 4) or not torch.allclose(value / value.sum(), torch.outer(taps, taps)):
+    expected = fir_kernel(torch.empty(1, 1))[0, 0]
+    if value.shape != (4, 4) or not torch.allclose(value / value.sum(), expected):
         raise ValueError(f"{key} is not the [1, 3, 3, 1] filter that this network is built on")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lmdvid import losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.losses import PerceptualLoss
+from lmdvid.navigator import LatentNavigator
 from lmdvid.networks.features import perceptual_features
 
 Batch = dict[str, Any]
@@ -33,9 +34,10 @@ class AdversarialTask(L.LightningModule):
         generator: What is trained and averaged. Its `config` holds its constructor's arguments.
         discriminator: Samples to logits.
         lr: Adam's learning rate before the scaling below.
+        betas: Adam's betas before the scaling below.
         generator_every: Adam's settings of the generator are scaled by c = k / (k + 1), as if a
             regulariser ran every k-th step (StyleGAN2, Appendix B): lr c and betas
-            (0, 0.99^c). 0 leaves them unscaled.
+            (beta1^c, beta2^c). 0 leaves them unscaled.
         discriminator_every: The same for the discriminator; also how often R1 runs.
         adversarial: Weight of the generator's adversarial loss; at 0 the discriminator rests.
         r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
@@ -53,6 +55,7 @@ class AdversarialTask(L.LightningModule):
         generator: nn.Module,
         discriminator: nn.Module,
         lr: float,
+        betas: tuple[float, float],
         generator_every: int,
         discriminator_every: int,
         adversarial: float,
@@ -70,6 +73,7 @@ class AdversarialTask(L.LightningModule):
         self.discriminator = discriminator
         self.generator_ema = ExponentialMovingAverage(generator, ema)
         self.lr = lr
+        self.betas = betas
         self.generator_every = generator_every
         self.discriminator_every = discriminator_every
         self.adversarial = adversarial
@@ -89,6 +93,7 @@ class AdversarialTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the generator, then one of the discriminator on the same samples."""
+        step = self.global_step
         generator, discriminator = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         # Lightning counts every optimiser's steps in `global_step`, which would double max_steps
         # and every period (Lightning issue 17958). The loop resets the hooks at each batch.
@@ -100,13 +105,16 @@ class AdversarialTask(L.LightningModule):
                 logits = self.discriminator(fake)
                 terms["adversarial"] = self.adversarial * losses.generator_loss(logits)
             self._descend(generator, terms, batch)
+        for module in self.generator.modules():
+            if isinstance(module, LatentNavigator):
+                module.align_signs()
         self.generator_ema.update(self.generator)
         self._log_terms("generator", terms)
         if self.adversarial == 0:
             return
 
         with self.toggled_optimizer(discriminator):
-            penalised = self.r1 > 0 and batch_idx % max(1, self.discriminator_every) == 0
+            penalised = self.r1 > 0 and step % max(1, self.discriminator_every) == 0
             real = real.detach().requires_grad_(penalised)
             real_logits = self.discriminator(real)
             fake_logits = self.discriminator(fake.detach())
@@ -126,7 +134,7 @@ class AdversarialTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; load what only training needs."""
-        if self.trainer.precision in ("bf16-true", "16-true", "transformer-engine"):
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
                 "float32 weights. Use bf16-mixed (or 32-true)"
@@ -134,6 +142,7 @@ class AdversarialTask(L.LightningModule):
         if (
             self.trainer.precision == "bf16-mixed"
             and self.trainer.strategy.root_device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
             and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
         ):
             rank_zero_warn(
@@ -155,7 +164,8 @@ class AdversarialTask(L.LightningModule):
 
     def _adam(self, network: nn.Module, every: int) -> torch.optim.Optimizer:
         c = every / (every + 1) if every else 1.0
-        return torch.optim.Adam(network.parameters(), self.lr * c, betas=(0.0, 0.99**c))
+        beta1, beta2 = self.betas
+        return torch.optim.Adam(network.parameters(), self.lr * c, betas=(beta1**c, beta2**c))
 
     def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> None:
         loss = torch.stack(list(terms.values())).sum()
@@ -167,7 +177,10 @@ class AdversarialTask(L.LightningModule):
                 "The last checkpoint is kept; lower lr or remove the clips, then resume from it"
             )
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        # Lightning runs this step under autocast, which would reach the backward of the parts
+        # that ask for float32.
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
         optimizer.step()
 
     def _log_terms(self, network: str, terms: dict[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ class LIA(AdversarialTask):
         width: Factor on the channels of all three networks; 1 is the original.
         orthogonal: How the motion dictionary is made orthonormal.
         align_corners: True (ours) makes zero displacement exact identity, False is the original's.
+        flow_init: Factor on the initial weights of the flows, see `Generator`; the original's is 1.
         l1: Weight of the L1 loss.
         perceptual: Network of the perceptual loss; the paper's is `vgg19`, `efficientnet` needs no
             file and is ours.
@@ -44,6 +45,7 @@ class LIA(AdversarialTask):
         sparsity: Weight of the mean |alpha| of the driving magnitudes (LIA-X's idea; LIA has none).
         r1: Weight gamma of the R1 penalty on real pictures; the original has none.
         lr: Adam's learning rate, before the scaling by `generator_every` / `discriminator_every`.
+        betas: Adam's betas, before the same scaling.
         generator_every: See `AdversarialTask`.
         discriminator_every: See `AdversarialTask`.
         ema: Decay of the generator's moving average (ours; the original has none).
@@ -57,6 +59,7 @@ class LIA(AdversarialTask):
         width: float = 1.0,
         orthogonal: Orthogonal = "qr",
         align_corners: bool = True,
+        flow_init: float = 1.0,
         l1: float = 1.0,
         perceptual: Literal["vgg19", "efficientnet", "none"] = "vgg19",
         vgg19_weights: str | None = None,
@@ -67,14 +70,16 @@ class LIA(AdversarialTask):
         sparsity: float = 0.0,
         r1: float = 0.0,
         lr: float = 0.002,
+        betas: tuple[float, float] = (0.0, 0.99),
         generator_every: int = 4,
         discriminator_every: int = 16,
         ema: float = 0.999,
     ) -> None:
         super().__init__(
-            generator=Generator(size, dim, directions, width, align_corners, orthogonal),
+            generator=Generator(size, dim, directions, width, align_corners, orthogonal, flow_init),
             discriminator=ImageDiscriminator(size, width),
             lr=lr,
+            betas=betas,
             generator_every=generator_every,
             discriminator_every=discriminator_every,
             adversarial=adversarial,
@@ -112,13 +117,16 @@ class LIA(AdversarialTask):
             (B, T, 3, H, W) clamped to [-1, 1].
         """
         network = cast(Generator, self.generator_ema.network)
-        frames = [
-            network.render(
-                network.encode_source(picture[None]), network.encode_motion(clip), mode="absolute"
-            )
-            for picture, clip in zip(source, driving, strict=True)
-        ]
-        return torch.stack(frames).float().clamp(-1, 1)
+        videos = []
+        for picture, clip in zip(source, driving, strict=True):
+            encoded = network.encode_source(picture[None])
+            # A few frames at a time, so that a whole clip needs no more memory than a short one.
+            parts = [
+                network.render(encoded, network.encode_motion(frames), mode="absolute")
+                for frames in clip.split(8)
+            ]
+            videos.append(torch.cat(parts))
+        return torch.stack(videos).float().clamp(-1, 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score held-out clips; return the panels of a sample video."""
@@ -135,8 +143,9 @@ class LIA(AdversarialTask):
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """Rebuild each clip from its first frame; with ground truth, also another's motion.
 
-        `psnr` and `ssim` leave the source frame out and are means over clips; `copy_psnr` is what
-        repeating the source would score.
+        The source frame itself is left out of the scores (not out of the `cross_` ones, whose
+        frames are all new). `psnr` is that of each clip's mean squared error, averaged over clips;
+        `copy_psnr` is what repeating the source would score.
         """
         video = batch["video"]
         source = video[:, 0]
