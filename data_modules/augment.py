@@ -38,6 +38,12 @@ def build_augmentation(size: int, crop: float, flip: bool, jitter: float) -> nn.
     return VideoSequential(*steps, data_format="BTCHW", same_on_frame=True)
 
 
-def augment(augmentation: nn.Module, video: torch.Tensor) -> torch.Tensor:
-    """Augment clips (B, T, 3, H, W) in [-1, 1]; the result has the same shape and range."""
-    return augmentation((video + 1) / 2).clamp(0, 1) * 2 - 1
+def augment(augmentation: nn.Module, video: torch.Tensor, seed: int) -> torch.Tensor:
+    """Augment clips (B, T, 3, H, W) in [-1, 1]; the result has the same shape and range.
+
+    The draw depends on `seed` alone and leaves the random state as it was, so that a resumed run
+    sees what an undisturbed one does.
+    """
+    with torch.random.fork_rng([video.device] if video.is_cuda else []):
+        torch.manual_seed(seed)
+        return augmentation((video + 1) / 2).clamp(0, 1) * 2 - 1

@@ -2,15 +2,14 @@
 
 import logging
 import multiprocessing
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_modules.augment import augment, build_augmentation
 from data_modules.index import (
@@ -26,8 +25,11 @@ from data_modules.index import (
 from data_modules.sampling import (
     Backend,
     ClipDataset,
+    ClipLoader,
     ClipSampler,
+    Failures,
     PairDataset,
+    ResumableLoader,
     Sampling,
     check_unreadable,
     frames_needed,
@@ -85,7 +87,8 @@ class VideoDataModule(LightningDataModule):
         eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every held-out clip with one of the next identity.
-        max_unreadable: share of clips that may be unreadable; above it the run stops.
+        max_unreadable: share of clips that may be unreadable, in training and in evaluation each;
+            above it the run stops.
         backend: decoder.
     """
 
@@ -271,27 +274,24 @@ class VideoDataModule(LightningDataModule):
         """Training clips, shuffled; the loader's state resumes in the middle of an epoch."""
         samples = self._samples(self.train_clips, training=True)
         dataset = self.add_truth(samples, training=True)
-        if self.sampling == "all":
-            return self._loader(dataset, batch_size=1)
+        size = 1 if self.sampling == "all" else self.batch_size
         sampler = ClipSampler(
             len(samples),
-            self.batch_size,
+            size,
             repeats=self.samples_per_clip,
+            shuffle=self.sampling != "all",
             seed=self.seed,
             replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
         )
-        with warnings.catch_warnings():
-            # torchdata 0.11 calls what torch 2.13 deprecates
-            warnings.filterwarnings("ignore", ".*set_vital", UserWarning)
-            return StatefulDataLoader(
-                dataset,
-                batch_size=self.batch_size,
-                sampler=sampler,
-                drop_last=True,
-                num_workers=self.num_workers,
-                **self._worker_options(),
-            )
+        return ResumableLoader(
+            dataset,
+            partial(self._left_out, self.train_clips),
+            batch_size=size,
+            sampler=sampler,
+            drop_last=True,
+            **self._worker_options(),
+        )
 
     def val_dataloader(self) -> DataLoader | list:
         """Held-out clips for validation, in fixed order; none where holdout is 0."""
@@ -308,12 +308,16 @@ class VideoDataModule(LightningDataModule):
         else:
             pairs = read_pairs(Path(self.pairs).expanduser(), self._held)
         dataset = PairDataset(pairs, self.size, self.eval_frames, self.stride, self.backend)
-        return self._loader(dataset, batch_size=1)
+        report = partial(self._left_out, self._held)
+        return ClipLoader(dataset, report, batch_size=1, **self._worker_options())
 
     def _eval_loader(self, clips: Sequence[Clip]) -> DataLoader:
-        samples = self._samples(clips, training=False)
-        size = 1 if self.eval_frames is None else self.batch_size
-        return self._loader(self.add_truth(samples, training=False), batch_size=size)
+        return ClipLoader(
+            self.add_truth(self._samples(clips, training=False), training=False),
+            partial(self._left_out, clips),
+            batch_size=1 if self.eval_frames is None else self.batch_size,
+            **self._worker_options(),
+        )
 
     def _samples(self, clips: Sequence[Clip], training: bool) -> ClipDataset:
         whole = self.sampling == "all" or (not training and self.eval_frames is None)
@@ -323,21 +327,21 @@ class VideoDataModule(LightningDataModule):
             frames=self.frames if training else self.eval_frames or 1,
             sampling="all" if whole else self.sampling if training else "consecutive",
             stride=self.stride,
-            first_window=not training,
+            training=training,
             by_identity=training and self.identity_sampling,
             seed=self.seed,
             backend=self.backend,
-            max_unreadable=self.max_unreadable,
-            unreadable=self.unreadable,
         )
 
-    def _loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            **self._worker_options(),
-        )
+    def _left_out(self, clips: Sequence[Clip], failed: Failures) -> None:
+        """Name and count what turned out to be unreadable while `clips` were loaded."""
+        new = {path: reason for path, reason in failed if path not in self.unreadable}
+        self.unreadable |= new
+        paths = {clip.path for clip in clips}
+        broken = {path: reason for path, reason in self.unreadable.items() if path in paths}
+        check_unreadable(broken, len(paths), self.max_unreadable)
+        for reason in new.values():
+            self._report(f"{reason}; it is left out")
 
     def _worker_options(self) -> dict[str, Any]:
         # Never fork: a forked child hangs when it frees decoders that the parent once opened.
@@ -346,6 +350,7 @@ class VideoDataModule(LightningDataModule):
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", "data_modules.puppet_clips"])
         return {
+            "num_workers": self.num_workers,
             "persistent_workers": context is not None,
             "multiprocessing_context": context,
             "pin_memory": torch.cuda.is_available(),
@@ -361,7 +366,8 @@ class VideoDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self._augment = self._augment or build_augmentation(self.size, *self._augmentation)
             if self._augment is not None:
-                batch["video"] = augment(self._augment, batch["video"])
+                place = (self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+                batch["video"] = augment(self._augment, batch["video"], hash(place))
         return batch
 
 

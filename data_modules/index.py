@@ -13,10 +13,6 @@ from lmdvid.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReadError, is_clip
 class DataError(ValueError):
     """A data set that cannot be used as asked; the text says what is wrong and what to do."""
 
-    def __init__(self, message: str):
-        # torch re-raises a worker's error with the worker's traceback in front of the text
-        super().__init__(message.rsplit(f"{__name__}.DataError: ", 1)[-1].strip())
-
 
 @dataclass(frozen=True)
 class Clip:

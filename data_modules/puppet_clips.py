@@ -161,6 +161,8 @@ class PuppetDataset(Dataset):
 
     def __getitem__(self, item: int | Item) -> dict[str, Any]:
         sample = self.samples[item]
+        if "video" not in sample:  # it could not be read
+            return sample
         frames = sample["frames"].numpy()
         who, pose = self._truth(sample["key"])
         sample |= {"identity": torch.from_numpy(who), "pose": torch.from_numpy(pose[frames])}

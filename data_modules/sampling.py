@@ -5,13 +5,13 @@ Nothing here imports Lightning, so that the workers of a loader start quickly.
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data_modules.index import Clip, DataError, without_suffix
 from lmdvid.video import VideoReadError, centre_square, read_clip, resize
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 Backend = Literal["auto", "decord", "pyav"]
 Sampling = Literal["random", "consecutive", "all"]
 Item = tuple[int, int, int]  # epoch, number of the draw in that epoch, which clip or identity
+Failures = list[tuple[str, str]]  # path of a clip that cannot be read, and why
+
+_TRIES = 16  # clips drawn for one item before it is left out
 
 
 def read_square(clip: Clip, frames: Sequence[int], size: int, backend: Backend) -> torch.Tensor:
@@ -51,7 +54,8 @@ class ClipDataset(Dataset):
 
     What is drawn depends on (seed, epoch, draw) alone, never on the worker that draws.
 
-    A clip that cannot be read is named once in the log and another one is drawn in its place.
+    The entry `failed` of an item lists the clips that could not be read. In training another one
+    is drawn in their place; in evaluation, where that would count it twice, nothing else is there.
 
     Args:
         clips: the clips.
@@ -60,12 +64,10 @@ class ClipDataset(Dataset):
         sampling: `random`: T different frames (with repetition where the clip has fewer);
             `consecutive`: a window of T frames at a random place; `all`: the whole clip.
         stride: distance between consecutive frames.
-        first_window: take the window from the start of the clip instead of a random place.
+        training: draw; else take the window from the start of the clip.
         by_identity: an item is an identity.
         seed: of all draws.
         backend: see `lmdvid.video.read_clip`.
-        max_unreadable: share of the clips that may be unreadable.
-        unreadable: clips known to be unreadable, path and reason; they count towards the share.
     """
 
     def __init__(
@@ -75,24 +77,19 @@ class ClipDataset(Dataset):
         frames: int = 2,
         sampling: Sampling = "random",
         stride: int = 1,
-        first_window: bool = False,
+        training: bool = True,
         by_identity: bool = False,
         seed: int = 0,
         backend: Backend = "auto",
-        max_unreadable: float = 0.05,
-        unreadable: dict[str, str] | None = None,
     ):
         self.clips = list(clips)
         self.size = size
         self.frames = frames
         self.sampling: Sampling = sampling
         self.stride = stride
-        self.first_window = first_window
+        self.training = training
         self.seed = seed
         self.backend: Backend = backend
-        self.max_unreadable = max_unreadable
-        self.unreadable = dict(unreadable or {})
-        self._total = len(self.clips) + len(self.unreadable)
         groups: dict[str, list[Clip]] = {}
         for clip in self.clips:
             groups.setdefault(clip.identity if by_identity else clip.path, []).append(clip)
@@ -104,14 +101,16 @@ class ClipDataset(Dataset):
     def __getitem__(self, item: int | Item) -> dict[str, Any]:
         epoch, draw, index = (0, item, item) if isinstance(item, int) else item
         rng = np.random.default_rng((self.seed, epoch, draw + 1))
-        while True:
+        failed: Failures = []
+        for _ in range(_TRIES if self.training else 1):
             group = self._groups[index]
             clip = group[int(rng.integers(len(group)))]
             try:
-                return self.load(clip, self._draw(clip, rng))
+                return self.load(clip, self._draw(clip, rng)) | {"failed": failed}
             except VideoReadError as error:
-                self._count(clip, error)
+                failed.append((clip.path, str(error)))
                 index = int(rng.integers(len(self)))
+        return {"failed": failed}
 
     def load(self, clip: Clip, frames: np.ndarray) -> dict[str, Any]:
         """Read one sample: `video` (T,H,W,3) uint8, `key`, `frames` (T,)."""
@@ -128,14 +127,8 @@ class ClipDataset(Dataset):
             chosen = rng.choice(len(clip), self.frames, replace=len(clip) < self.frames)
             return clip.start + chosen.astype(np.int64)
         room = len(clip) - frames_needed(self.frames, self.sampling, self.stride)
-        start = 0 if self.first_window else int(rng.integers(room + 1))
+        start = int(rng.integers(room + 1)) if self.training else 0
         return clip.start + start + self.stride * np.arange(self.frames, dtype=np.int64)
-
-    def _count(self, clip: Clip, error: VideoReadError) -> None:
-        if clip.path not in self.unreadable:
-            self.unreadable[clip.path] = str(error)
-            log.warning("%s; another clip is drawn in its place", error)
-        check_unreadable(self.unreadable, self._total, self.max_unreadable)
 
 
 def check_unreadable(unreadable: dict[str, str], total: int, share: float) -> None:
@@ -154,6 +147,8 @@ def check_unreadable(unreadable: dict[str, str], total: int, share: float) -> No
 
 class PairDataset(Dataset):
     """Source frames with the motion of other clips, one pair an item.
+
+    Where a clip cannot be read, the item has nothing but the entry `failed`, which says so.
 
     Args:
         pairs: source clip, number of its frame, driving clip.
@@ -183,14 +178,18 @@ class PairDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, frame, driving = self.pairs[index]
         frames = list(range(driving.start, driving.stop, self.stride))[: self.frames]
-        try:
-            return {
-                "source": read_square(source, [source.start + frame], self.size, self.backend)[0],
-                "driving": read_square(driving, frames, self.size, self.backend),
-                "key": f"{without_suffix(source.key)}__{without_suffix(driving.key)}",
-            }
-        except VideoReadError as error:
-            raise DataError(f"{error}; remove the pair from the list or repair the file") from error
+        pictures = []
+        for clip, wanted in ((source, [source.start + frame]), (driving, frames)):
+            try:
+                pictures.append(read_square(clip, wanted, self.size, self.backend))
+            except VideoReadError as error:
+                return {"failed": [(clip.path, str(error))]}
+        return {
+            "source": pictures[0][0],
+            "driving": pictures[1],
+            "key": f"{without_suffix(source.key)}__{without_suffix(driving.key)}",
+            "failed": [],
+        }
 
 
 def pair_with_next_identity(clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]]:
@@ -258,16 +257,17 @@ def _frame_number(text: str, path: Path) -> int:
 
 
 class ClipSampler(DistributedSampler):
-    """Shuffled items of every epoch, shared out over processes, never an empty epoch.
+    """Items of every epoch, shuffled, shared out over processes, never an empty epoch.
 
     Item order depends on (seed, epoch) alone. As a DistributedSampler it is left in place by
-    Lightning, which calls `set_epoch`. Its iterators carry a state, so that a loader which was
-    stopped in the middle of an epoch goes on with the next item.
+    Lightning, which calls `set_epoch`. `draws` says how many items of the epoch, of all processes
+    together, have been drawn already; the next iteration, or another epoch, sets it back to 0.
 
     Args:
         length: number of items of the data set.
         batch_size: per process; where one epoch has fewer items, it is filled by drawing again.
         repeats: how often an epoch takes every item.
+        shuffle: else items come in order.
         seed: of the order.
         replicas: number of processes.
         rank: of this process.
@@ -278,12 +278,14 @@ class ClipSampler(DistributedSampler):
         length: int,
         batch_size: int,
         repeats: int = 1,
+        shuffle: bool = True,
         seed: int = 0,
         replicas: int = 1,
         rank: int = 0,
     ):
-        super().__init__(range(length), replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        super().__init__(range(length), replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.length = length
+        self.draws = 0
         batches = length * repeats // (batch_size * replicas)
         self.num_samples = max(batches, 1) * batch_size
         self.total_size = self.num_samples * replicas
@@ -294,34 +296,77 @@ class ClipSampler(DistributedSampler):
     def order(self, epoch: int) -> list[Item]:
         """All items of this process in an epoch."""
         rng = np.random.default_rng((self.seed, epoch, 0))
+        draw = rng.permutation if self.shuffle else np.arange
         turns = -(-self.total_size // self.length)
-        items = np.concatenate([rng.permutation(self.length) for _ in range(turns)]).tolist()
+        items = np.concatenate([draw(self.length) for _ in range(turns)]).tolist()
         return [
             (epoch, draw, items[draw])
             for draw in range(self.rank, self.total_size, self.num_replicas)
         ]
 
-    def __iter__(self) -> "_EpochOrder":
-        return _EpochOrder(self)
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration draws."""
+        if epoch != self.epoch:
+            self.draws = 0
+        super().set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Item]:
+        draws, self.draws = self.draws, 0
+        return iter(self.order(self.epoch)[draws // self.num_replicas :])
 
 
-class _EpochOrder(Iterator[Item]):
-    def __init__(self, sampler: ClipSampler):
-        self._sampler = sampler
-        self._begin(sampler.epoch, 0)
+class ClipLoader(DataLoader):
+    """Batches of samples, without those that could not be read.
 
-    def _begin(self, epoch: int, given: int) -> None:
-        self._epoch, self._given = epoch, given
-        self._items = self._sampler.order(epoch)
+    Args:
+        dataset: its samples have an entry `failed`, and nothing else where nothing could be read.
+        report: takes what failed, in this process and not in the workers.
+        options: keywords of `DataLoader`.
+    """
 
-    def __next__(self) -> Item:
-        if self._given == len(self._items):
-            raise StopIteration
-        self._given += 1
-        return self._items[self._given - 1]
+    def __init__(self, dataset: Dataset, report: Callable[[Failures], None], **options: Any):
+        super().__init__(dataset, **({"collate_fn": _joined} | options))
+        self.report = report
+        self.batches_taken = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for self.batches_taken, batch in enumerate(super().__iter__(), 1):
+            if failed := batch.pop("failed"):
+                self.report(failed)
+            if batch:
+                yield batch
+
+
+class ResumableLoader(ClipLoader):
+    """Batches drawn by a `ClipSampler`, with a state that resumes in the middle of an epoch.
+
+    What is drawn depends on the epoch and the number of the draw alone, and the state is just these
+    two: it also fits another number of workers, of processes, of clips or of clips per batch.
+    Workers run ahead; what counts are the batches that were taken.
+    """
+
+    sampler: ClipSampler
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # A generator: this runs with the first batch, after Lightning has called set_epoch.
+        self._begun, self.batches_taken = (self.sampler.epoch, self.sampler.draws), 0
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "given": self._given}
+        """Return epoch and draw behind the last batch that was taken."""
+        epoch, draws = getattr(self, "_begun", None) or (self.sampler.epoch, self.sampler.draws)
+        per_batch = (self.batch_size or 1) * self.sampler.num_replicas
+        return {"epoch": epoch, "draws": draws + self.batches_taken * per_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._begin(state["epoch"], state["given"])
+        """Let the next iteration go on there; at the end of an epoch it is empty."""
+        self._begun, self.batches_taken = None, 0
+        self.sampler.set_epoch(state["epoch"])
+        self.sampler.draws = state["draws"]
+
+
+def _joined(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of all samples that could be read, and in `failed` what could not."""
+    failed = [failure for sample in samples for failure in sample.pop("failed")]
+    read = [sample for sample in samples if sample]
+    return (default_collate(read) if read else {}) | {"failed": failed}

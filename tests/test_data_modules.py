@@ -16,7 +16,7 @@ from data_modules.augment import augment, build_augmentation
 from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import find_clips, identity_of, split_by_identity
-from data_modules.sampling import ClipSampler
+from data_modules.sampling import ClipSampler, ResumableLoader
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
@@ -272,6 +272,13 @@ def test_all_gives_whole_clips_one_at_a_time_in_order(place):
     assert [f for _, f in numbers(whole[0]["video"])[0]] == list(range(FRAMES))
     (test,) = batches(data, data.test_dataloader())
     assert test["frames"].tolist() == [list(range(FRAMES))]
+    twice = ready(Clips(root, size=SIZE, sampling="all", samples_per_clip=2)).train_dataloader()
+    stream = iter(twice)
+    assert next(stream)["key"] == ["a.mp4"]
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(twice.state_dict())
+    assert [batch["key"] for batch in resumed] == [["b.mp4"], ["c"]]
+    assert [key for b in twice for key in b["key"]] == ["a.mp4", "b.mp4", "c"] * 2
 
 
 def test_whole_clips_in_evaluation_only(place):
@@ -356,6 +363,43 @@ def test_a_clip_that_breaks_later_is_replaced_and_named_once(place, caplog):
         batches(data, data.train_dataloader())
 
 
+def test_a_held_out_clip_that_breaks_later_is_left_out_and_counted_with_its_like(place, caplog):
+    root = place(*(f"{split}/{n}.mp4" for split in ("train", "test") for n in range(5)))
+    break_clip(root, "train/broken.mp4")
+    data = ready(Clips(root, size=SIZE, batch_size=2, max_unreadable=0.2))
+    path = break_clip(root, "test/3.mp4")
+    for loader in (data.val_dataloader, data.test_dataloader):
+        assert [b["key"] for b in loader()] == [
+            ["0.mp4", "1.mp4"], ["2.mp4"], ["4.mp4"]]  # fmt: skip
+    assert sum(str(path) in message for message in caplog.messages) == 1
+    assert str(path) in data.unreadable
+    path.with_name("2.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 5 clips cannot be read"):
+        list(data.test_dataloader())
+
+
+def test_pairs_with_a_clip_that_breaks_later_are_left_out(place, caplog):
+    root = place("train/x.mp4", *(f"test/{n}.mp4" for n in range(5)))
+    data = ready(Clips(root, size=SIZE, max_unreadable=0.2), "predict")
+    path = break_clip(root, "test/3.mp4")
+    made = [batch["key"] for batch in data.predict_dataloader()]
+    assert made == [["0__1"], ["1__2"], ["4__0"]]
+    (message,) = caplog.messages
+    assert str(path) in message
+
+
+def test_a_clip_that_breaks_is_named_once_whatever_the_number_of_workers(place, caplog):
+    root = place(*(f"train/{n}.mp4" for n in range(6)), "test/t.mp4")
+    data = Clips(root, size=SIZE, batch_size=2, samples_per_clip=4, num_workers=2,
+                 max_unreadable=0.2)  # fmt: skip
+    data.setup()
+    path = break_clip(root, "train/3.mp4")
+    assert [len(batch["key"]) for batch in batches(data, data.train_dataloader())] == [2] * 12
+    (message,) = caplog.messages
+    assert str(path) in message
+    assert list(data.unreadable) == [str(path)]
+
+
 def test_a_set_that_breaks_altogether_ends(place):
     root = place("train/0.mp4", "train/1.mp4", "test/t.mp4")
     data = ready(Clips(root, size=SIZE, batch_size=2, max_unreadable=1.0))
@@ -384,13 +428,14 @@ def test_resume_in_mid_epoch_with_any_number_of_workers(place):
     undisturbed = [[drawn(b) for b in loader(0, epoch)] for epoch in (0, 1)]
     assert undisturbed[0] != undisturbed[1]
     assert [len(epoch) for epoch in undisturbed] == [6, 6]
-    for workers in (0, 2):
-        stopped = loader(workers, 1)
+    for before, after in ((0, 0), (0, 2), (2, 0), (2, 1)):
+        stopped = loader(before, 1)
         stream = iter(stopped)
         begun = [drawn(next(stream)) for _ in range(2)]
         state = stopped.state_dict()
-        resumed = loader(workers, 0)  # the epoch is part of the state
+        resumed = loader(after, 0)  # the epoch is part of the state
         resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
         assert begun + [drawn(b) for b in resumed] == undisturbed[1]
         resumed.sampler.set_epoch(0)
         assert [drawn(b) for b in resumed] == undisturbed[0]
@@ -401,12 +446,55 @@ def test_state_of_a_finished_epoch_begins_the_next(place):
     data = ready(Clips(root, size=16, batch_size=2))
     first = data.train_dataloader()
     assert len(list(first)) == 2
-    resumed = data.train_dataloader()
-    resumed.sampler.set_epoch(1)
+    resumed, expected = data.train_dataloader(), data.train_dataloader()
     resumed.load_state_dict(first.state_dict())
-    expected = data.train_dataloader()
-    expected.sampler.set_epoch(1)
+    for loader in (resumed, expected):
+        loader.sampler.set_epoch(1)
     assert [drawn(b) for b in resumed] == [drawn(b) for b in expected]
+    resumed.load_state_dict(first.state_dict())
+    assert list(resumed) == []  # nothing is left of the first
+
+
+class Draws(torch.utils.data.Dataset):
+    """Samples that tell which draw they are."""
+
+    def __getitem__(self, item):
+        return {"draw": item[1], "clip": item[2], "failed": []}
+
+
+def draw_loader(length: int, batch_size: int, replicas: int, rank: int = 0) -> ResumableLoader:
+    sampler = ClipSampler(length, batch_size, replicas=replicas, rank=rank)
+    return ResumableLoader(Draws(), print, batch_size=batch_size, sampler=sampler, drop_last=True)
+
+
+@pytest.mark.parametrize(("batch_size", "replicas"), [(2, 2), (4, 1), (1, 4), (8, 1), (3, 3)])
+def test_resume_with_other_processes_and_batches(batch_size, replicas):
+    """After 8 draws by two processes the others draw the rest of the same order."""
+    order = [item for _, _, item in ClipSampler(24, 1).order(0)]
+    stopped = draw_loader(24, 2, 2)
+    stream = iter(stopped)
+    next(stream), next(stream)
+    rest = {}
+    for rank in range(replicas):
+        resumed = draw_loader(24, batch_size, replicas, rank)
+        resumed.load_state_dict(stopped.state_dict())
+        for batch in resumed:
+            rest |= dict(zip(batch["draw"].tolist(), batch["clip"].tolist(), strict=True))
+    first = 8 // replicas * replicas
+    assert sorted(rest) == list(range(first, first + len(rest)))
+    assert len(rest) >= 24 - 8 - batch_size * replicas
+    assert all(order[draw] == clip for draw, clip in rest.items())
+
+
+def test_resume_with_fewer_clips_than_were_drawn():
+    stopped = draw_loader(24, 2, 1)
+    stream = iter(stopped)
+    for _ in range(6):
+        next(stream)
+    resumed = draw_loader(10, 2, 1)
+    resumed.load_state_dict(stopped.state_dict())
+    assert list(resumed) == []
+    assert len(list(resumed)) == 5
 
 
 def test_too_many_unreadable_clips_in_a_worker_end_in_the_same_words(place):
@@ -488,18 +576,22 @@ def test_lightning_resumes_and_augments_in_training_only(place, tmp_path):
         "num_sanity_val_steps": 0,
     }
     whole = Recorder()
-    save = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=5, save_top_k=-1)
+    save = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1, save_top_k=-1)
     pl.Trainer(max_epochs=3, callbacks=[save], **options).fit(whole, Clips(root, **data))
     assert len(whole.train_batches) == 9
     assert len({str(drawn(b)) for b in whole.train_batches}) == 9
-    rest = Recorder()
-    checkpoint = next((tmp_path / "checkpoints").glob("*step=5.ckpt"))
-    trainer = pl.Trainer(max_epochs=3, enable_checkpointing=False, **options)
-    trainer.fit(rest, Clips(root, **data), ckpt_path=checkpoint, weights_only=True)
-    assert [drawn(b) for b in rest.train_batches] == [drawn(b) for b in whole.train_batches[5:]]
+    for step in (3, 5):  # the end of an epoch, and the middle of one
+        rest = Recorder()
+        checkpoint = next((tmp_path / "checkpoints").glob(f"*step={step}.ckpt"))
+        trainer = pl.Trainer(max_epochs=3, enable_checkpointing=False, **options)
+        trainer.fit(rest, Clips(root, **data), ckpt_path=checkpoint, weights_only=True)
+        undisturbed = whole.train_batches[step:]
+        assert [drawn(b) for b in rest.train_batches] == [drawn(b) for b in undisturbed]
+        for ours, theirs in zip(rest.train_batches, undisturbed, strict=True):
+            assert torch.equal(ours["video"], theirs["video"])
     plain = (whole.val_batches[0]["video"] + 1) * 127.5
     assert torch.allclose(plain, plain.round(), atol=1e-3)
-    changed = (whole.train_batches[0]["video"] + 1) * 127.5
+    changed = torch.stack([(b["video"] + 1) * 127.5 for b in whole.train_batches])
     assert not torch.allclose(changed, changed.round(), atol=1e-3)
 
 
@@ -512,7 +604,7 @@ def test_lightning_resumes_and_augments_in_training_only(place, tmp_path):
 def test_one_draw_per_clip(crop, flip, jitter):
     clip = torch.rand(1, 1, 3, SIZE, SIZE) * 2 - 1
     video = clip.expand(8, 3, 3, SIZE, SIZE).contiguous()
-    made = augment(build_augmentation(SIZE, crop, flip, jitter), video)
+    made = augment(build_augmentation(SIZE, crop, flip, jitter), video, 1)
     assert made.shape == video.shape
     assert made.min() >= -1
     assert made.max() <= 1
@@ -524,7 +616,7 @@ def test_one_draw_per_clip(crop, flip, jitter):
 
 def test_flip_mirrors():
     video = torch.rand(16, 2, 3, 8, 8) * 2 - 1
-    made = augment(build_augmentation(8, 1.0, True, 0.0), video)
+    made = augment(build_augmentation(8, 1.0, True, 0.0), video, 1)
     mirrored = [torch.allclose(m, v.flip(-1), atol=1e-6) for m, v in zip(made, video, strict=True)]
     same = [torch.allclose(m, v, atol=1e-6) for m, v in zip(made, video, strict=True)]
     assert 0 < sum(mirrored) < 16
@@ -533,7 +625,7 @@ def test_flip_mirrors():
 
 def test_crop_shows_a_window_of_the_wanted_share():
     ramp = torch.linspace(-1, 1, 64).expand(16, 1, 3, 64, 64)  # the value tells the column
-    made = augment(build_augmentation(64, 0.875, False, 0.0), ramp.contiguous())
+    made = augment(build_augmentation(64, 0.875, False, 0.0), ramp.contiguous(), 1)
     left, right = made[:, 0, 0, 32, 0], made[:, 0, 0, 32, -1]
     assert torch.allclose(right - left, torch.full((16,), 2 * 55 / 63), atol=0.01)
     assert left.min() >= -1
@@ -548,17 +640,29 @@ def test_all_four_factors_of_the_jitter_act():
     colour = torch.empty(32, 1, 3, 8, 8)
     colour[:, :, 0], colour[:, :, 1], colour[:, :, 2] = 0.4, -0.2, -0.6
     jitter = build_augmentation(8, 1.0, False, 0.3)
-    torch.manual_seed(1)
-    made = (augment(jitter, grey) + 1) / 2
+    made = (augment(jitter, grey, 1) + 1) / 2
     brightness = made.mean((1, 2, 3, 4)) / ((grey + 1) / 2).mean()
     contrast = (made.amax((1, 2, 3, 4)) - made.amin((1, 2, 3, 4))) / 0.3 / brightness
-    made = (augment(jitter, colour) + 1) / 2
+    made = (augment(jitter, colour, 1) + 1) / 2
     red, green, blue = made[:, 0, :, 0, 0].unbind(-1)
     saturation = (red - blue) / (red + green + blue)
     hue = (green - blue) / (red - blue)  # the angle, whatever brightness and saturation
     for factor in (brightness, contrast, saturation, hue):
         assert factor.std() > 0.03
         assert len({round(float(x), 4) for x in factor}) > 24
+
+
+def test_the_draw_depends_on_the_seed_alone():
+    """And leaves the random state of the training run as it was."""
+    video = torch.rand(4, 2, 3, SIZE, SIZE) * 2 - 1
+    module = build_augmentation(SIZE, 0.75, True, 0.2)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = augment(module, video, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(augment(module, video, 3), first)
+    assert not torch.equal(augment(module, video, 4), first)
 
 
 def test_augmentation_off_is_none():

@@ -48,15 +48,17 @@ def centre_square(frames: Tensor, how: Literal["crop", "pad"] = "crop") -> Tenso
         how: `crop` to the shorter side, or `pad` to the longer one by repeating the edge pixels.
 
     Returns:
-        (..., S, S, 3) with S = min(H, W) or max(H, W).
+        (..., S, S, 3) with S = min(H, W) or max(H, W); a crop is a view of `frames`.
     """
     if how not in ("crop", "pad"):
         raise ValueError(f"centre_square(how={how!r}): use 'crop' or 'pad'")
     height, width = frames.shape[-3:-1]
     side = min(height, width) if how == "crop" else max(height, width)
     for axis, length in ((-3, height), (-2, width)):
-        if length != side:
-            start = int((length - side) / 2)  # negative when padding
-            source = torch.arange(start, start + side, device=frames.device)
+        if length > side:
+            frames = frames.narrow(axis, (length - side) // 2, side)
+        elif length < side:
+            before = (side - length) // 2
+            source = torch.arange(-before, side - before, device=frames.device)
             frames = frames.index_select(axis, source.clamp(0, length - 1))
     return frames

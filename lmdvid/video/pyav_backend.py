@@ -26,25 +26,35 @@ if TYPE_CHECKING:
 
 
 class Header(NamedTuple):
-    """What a file's header says; `info.frames` is 0 where the header does not know."""
+    """Facts about a file; `open_group`: pictures after a key frame are shown before it."""
 
     info: VideoInfo
     container: str
     pix_fmt: str
+    open_group: bool
 
 
 def header(path: Path) -> Header:
-    """Read the header, and the first frame: the rotation is known only with a frame."""
+    """Read all packets, and decode the first frame: the rotation is known only with a frame.
+
+    The frames are counted, since the count in the file includes what an edit list hides and what
+    was cut off.
+    """
     with _opened(path) as (container, stream):
-        frame = next(container.decode(stream), None)
+        frame, frames, key, open_group = None, 0, None, False
+        for packet in container.demux(stream):
+            if frame is None:
+                frame = next(iter(packet.decode()), None)
+            if not packet.size:
+                continue
+            frames += not packet.is_discard
+            if packet.is_keyframe:
+                key = packet.pts
+            elif key is not None and packet.pts is not None and packet.pts < key:
+                open_group = True
         if frame is None:
             raise VideoReadError(path, "no frame in it can be decoded")
         fps = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-        frames = stream.frames
-        # An edit list hides frames that the count includes: then the duration disagrees.
-        if frames and stream.duration and stream.time_base:
-            shown = stream.duration * Fraction(stream.time_base) * fps
-            frames = frames if abs(shown - frames) < Fraction(1, 2) else 0
         turned = _quarter_turns(frame) % 2
         width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
         info = VideoInfo(
@@ -56,13 +66,7 @@ def header(path: Path) -> Header:
             codec=stream.codec_context.codec.canonical_name,
             kind="gif" if container.format.name == "gif" else "video",
         )
-        return Header(info, container.format.name, frame.format.name)
-
-
-def count(path: Path) -> int:
-    """Number of shown frames, by reading the packets without decoding them."""
-    with _opened(path) as (container, stream):
-        return len(_index(container, stream)[0])
+        return Header(info, container.format.name, frame.format.name, open_group)
 
 
 def stream(path: Path) -> Iterator[Tensor]:

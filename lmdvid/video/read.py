@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ _DECORD_BROKEN_WIDTHS = (16, 24, 48, 72)
 def probe(path: str | Path) -> VideoInfo:
     """Facts about a clip: video file, gif, folder of pictures (25 fps) or one picture.
 
-    The header's frame count is taken where it states one; else packets are counted.
+    The frames of a video are counted, packet by packet, without decoding them.
 
     Raises:
         VideoReadError: There is no such file, or no frame in it.
@@ -31,8 +30,7 @@ def probe(path: str | Path) -> VideoInfo:
     path = _existing(path)
     if _is_pictures(path):
         return pictures.probe(path)
-    info = _header(*_stamp(path)).info
-    return info if info.frames else replace(info, frames=pyav_backend.count(path))
+    return _header(*_stamp(path)).info
 
 
 def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto") -> Tensor:
@@ -43,8 +41,9 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
         indices: Frame numbers from 0, in any order, repeats allowed.
         backend: `auto` decodes with decord, where it is installed and known to be exact, and
             with PyAV all else: other codecs than H.264, MPEG-4, VP9 and MJPEG, MPEG-TS, gif,
-            odd sizes, other pixel formats than 8-bit 4:2:0, edit lists, repeated time stamps.
-            Both give the same pixels. `decord` and `pyav` insist on one; pictures need neither.
+            odd sizes, other pixel formats than 8-bit 4:2:0, open groups of pictures, edit lists,
+            repeated time stamps. Both give the same pixels. `decord` and `pyav` insist on one;
+            pictures need neither.
 
     Returns:
         (T, H, W, 3) uint8 RGB, upright.
@@ -134,6 +133,8 @@ def _unfit_for_decord(header: pyav_backend.Header) -> str | None:
         return f"the odd size {info.width}x{info.height}"
     if info.width in _DECORD_BROKEN_WIDTHS:
         return f"the width {info.width}"
+    if header.open_group:
+        return "an open group of pictures"
     return None
 
 
