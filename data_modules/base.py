@@ -2,8 +2,9 @@
 
 import logging
 import multiprocessing
-from collections.abc import Sequence
-from functools import partial
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -195,41 +196,56 @@ class VideoDataModule(LightningDataModule):
         if training:
             need = frames_needed(self.frames, self.sampling, self.stride)
             self.train_clips = self._long_enough(train, need, "training", "frames or stride")
-        if self._held:
+        if self._held and stage != "predict":  # pairs take clips of any length
             need = frames_needed(self.eval_frames or 1, "consecutive", self.stride)
             self.test_clips = self._long_enough(
                 self._held, need, "evaluation", "eval_frames or stride, or raise holdout"
             )
             chosen = choose((clip.key for clip in self.test_clips), self.eval_clips, self.seed)
             self.val_clips = [clip for clip in self.test_clips if clip.key in chosen]
-        elif stage not in ("fit", None):
+        if not self._held and not training:
             raise DataError(f"holdout is 0: no clip of {self.root} is held out for {stage}")
+        self._agree()
+
+    def _agree(self) -> None:
+        """Stop where processes, whose disks may differ, have found different clips."""
+        if self.trainer is None:
+            return
+        clips = self.train_clips, self.val_clips, self.test_clips, self._held
+        digest = sha256(repr(clips).encode()).hexdigest()
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(digest == strategy.broadcast(digest)):
+            raise DataError(
+                f"the processes find different clips in {self.root} (this one {len(clips[0])} for "
+                f"training, {len(clips[3])} held out): make its files and their paths the same on "
+                "all machines"
+            )
 
     def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
         root = Path(self.root).expanduser()
-        if not root.exists():
+        if not os.path.exists(root):  # Path.exists raises where a folder above may not be entered
             raise self._no_clips(f"{root} does not exist")
         train = _first_folder(root, self.train_folders) if self.split == "auto" else None
         test = _first_folder(root, self.test_folders) if self.split == "auto" else None
         if test is not None:
             if training and train is None:
                 raise self._no_clips(f"{root} has {test.name}/, but no {self.train_folders[0]}/")
-            return self._index(train) if training and train else [], self._index(test, None)
-        clips = self._index(train or root)
+            clips = self._index(train, self.max_clips) if training and train else []
+            return clips, self._index(test, None)
+        clips = self._index(train or root, self.max_clips)
         if self.split == "time":
             return split_in_time(clips, self.holdout)
         return split_by_identity(clips, self.holdout, self.seed)
 
-    def _index(self, folder: Path, limit: int | None = -1) -> list[Clip]:
+    def _index(self, folder: Path, limit: int | None) -> list[Clip]:
         if folder in self._indexed:
             return self._indexed[folder]
         paths = find_clips(folder)
         if not paths:
             raise self._no_clips(f"{folder} holds no clip")
-        limit = self.max_clips if limit == -1 else limit
-        chosen = choose((path.relative_to(folder).as_posix() for path in paths), limit, self.seed)
-        paths = [path for path in paths if path.relative_to(folder).as_posix() in chosen]
-        clips, unreadable = index_clips(paths, folder, self.identity)
+        chosen = choose(paths, limit, self.seed)
+        paths = {key: path for key, path in paths.items() if key in chosen}
+        clips, unreadable = index_clips(paths, self.identity)
         check_unreadable(unreadable, len(paths), self.max_unreadable)
         if unreadable:
             self._report(
@@ -286,7 +302,7 @@ class VideoDataModule(LightningDataModule):
         )
         return ResumableLoader(
             dataset,
-            partial(self._left_out, self.train_clips),
+            self._left_out(self.train_clips),
             batch_size=size,
             sampler=sampler,
             drop_last=True,
@@ -308,13 +324,14 @@ class VideoDataModule(LightningDataModule):
         else:
             pairs = read_pairs(Path(self.pairs).expanduser(), self._held)
         dataset = PairDataset(pairs, self.size, self.eval_frames, self.stride, self.backend)
-        report = partial(self._left_out, self._held)
-        return ClipLoader(dataset, report, batch_size=1, **self._worker_options())
+        return ClipLoader(
+            dataset, self._left_out(self._held), batch_size=1, **self._worker_options()
+        )
 
     def _eval_loader(self, clips: Sequence[Clip]) -> DataLoader:
         return ClipLoader(
             self.add_truth(self._samples(clips, training=False), training=False),
-            partial(self._left_out, clips),
+            self._left_out(clips),
             batch_size=1 if self.eval_frames is None else self.batch_size,
             **self._worker_options(),
         )
@@ -333,15 +350,19 @@ class VideoDataModule(LightningDataModule):
             backend=self.backend,
         )
 
-    def _left_out(self, clips: Sequence[Clip], failed: Failures) -> None:
-        """Name and count what turned out to be unreadable while `clips` were loaded."""
-        new = {path: reason for path, reason in failed if path not in self.unreadable}
-        self.unreadable |= new
-        paths = {clip.path for clip in clips}
-        broken = {path: reason for path, reason in self.unreadable.items() if path in paths}
-        check_unreadable(broken, len(paths), self.max_unreadable)
-        for reason in new.values():
-            self._report(f"{reason}; it is left out")
+    def _left_out(self, clips: Sequence[Clip]) -> Callable[[Failures], None]:
+        """Return what names and counts those that turn out to be unreadable as they are loaded."""
+        broken: dict[str, str] = {}
+
+        def report(failed: Failures) -> None:
+            broken.update(failed)
+            check_unreadable(broken, len(clips), self.max_unreadable)
+            for path, reason in failed:
+                if path not in self.unreadable:
+                    self.unreadable[path] = reason
+                    self._report(f"{reason}; it is left out")
+
+        return report
 
     def _worker_options(self) -> dict[str, Any]:
         # Never fork: a forked child hangs when it frees decoders that the parent once opened.

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,27 +37,53 @@ class Clip:
         return self.stop - self.start
 
 
-def find_clips(root: Path) -> list[Path]:
-    """List the clips in and below a folder (or the one clip that `root` is), sorted by name.
+def find_clips(root: Path) -> dict[str, Path]:
+    """Find the clips in and below a folder, or the one clip that `root` is.
 
     A folder is a clip when it is named like a video (`x.mp4`), or when it holds images and neither
     videos nor folders: stills beside videos are not clips. Hidden entries are passed over.
+
+    Returns:
+        Each clip's key, its name below `root` with `/` between parts, and its path; sorted by path.
+
+    Raises:
+        DataError: if `root` is a file but no video, or a folder may not be listed.
     """
-    if root.suffix.lower() in VIDEO_SUFFIXES and is_clip(root):
-        return [root]
+    paths = sorted(_walk(root))
+    return {
+        path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
+    }
+
+
+def _walk(root: Path) -> list[Path]:
     clips, folders, stills = [], [], False
-    for entry in root.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.suffix.lower() in VIDEO_SUFFIXES and is_clip(entry):
-            clips.append(entry)
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            stills = True
-        elif entry.is_dir():
-            folders.append(entry)
+    try:
+        if _is_named_clip(root):
+            return [root]
+        for entry in root.iterdir():
+            if entry.name.startswith("."):
+                continue
+            if _is_named_clip(entry):
+                clips.append(entry)
+            elif entry.suffix.lower() in IMAGE_SUFFIXES:
+                stills = True
+            elif entry.is_dir():
+                folders.append(entry)
+    except NotADirectoryError:
+        kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise DataError(f"{root} is a file, but not a video ({kinds}); give a folder") from None
+    except OSError as error:
+        raise DataError(f"cannot look into {root}: {str(error.strerror).lower()}") from None
     if stills and not clips and not folders:
         return [root]
-    return sorted(clips + [clip for folder in folders for clip in find_clips(folder)])
+    return clips + [clip for folder in folders for clip in _walk(folder)]
+
+
+def _is_named_clip(path: Path) -> bool:
+    try:
+        return path.suffix.lower() in VIDEO_SUFFIXES and is_clip(path)
+    except VideoReadError:
+        return True  # whoever probes it learns the reason
 
 
 def identity_of(key: str) -> str:
@@ -72,30 +99,29 @@ def without_suffix(key: str) -> str:
 
 
 def index_clips(
-    paths: Sequence[Path], root: Path, identity: Callable[[str], str]
+    paths: Mapping[str, Path], identity: Callable[[str], str]
 ) -> tuple[list[Clip], dict[str, str]]:
-    """Look into every file once.
+    """Look once into every file of `find_clips`.
 
     Returns:
         The clips, and for each file that cannot be read its path and the reason.
     """
 
-    def look(path: Path) -> Clip | VideoReadError:
+    def look(key: str, path: Path) -> Clip | VideoReadError:
         try:
             frames = probe(path).frames
             if frames < 1:
                 raise VideoReadError(path, "it holds no frame")
         except VideoReadError as error:
             return error
-        key = path.name if path == root else path.relative_to(root).as_posix()
         return Clip(str(path), key, identity(key), 0, frames)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(look, paths))
+        found = list(pool.map(look, paths, paths.values()))
     clips = [item for item in found if isinstance(item, Clip)]
     unreadable = {
         str(path): str(item)
-        for path, item in zip(paths, found, strict=True)
+        for path, item in zip(paths.values(), found, strict=True)
         if isinstance(item, VideoReadError)
     }
     return clips, unreadable
@@ -132,11 +158,14 @@ def split_by_identity(
             f"{len(clips)} clip(s) of one identity ({ranked[0]}): nothing can be held out. Use "
             "split: time (holds out the end of each clip) or holdout: 0 (no validation)"
         )
+    count = Counter(clip.identity for clip in clips)
     held: set[str] = set()
+    share = 0
     for identity in ranked[:-1]:
-        if sum(clip.identity in held for clip in clips) >= holdout * len(clips):
+        if share >= holdout * len(clips):
             break
         held.add(identity)
+        share += count[identity]
     return (
         [clip for clip in clips if clip.identity not in held],
         [clip for clip in clips if clip.identity in held],
@@ -144,10 +173,27 @@ def split_by_identity(
 
 
 def split_in_time(clips: Sequence[Clip], holdout: float) -> tuple[list[Clip], list[Clip]]:
-    """Hold out the last share of every clip's frames; the two parts have no frame in common."""
+    """Hold out the last share of every clip's frames; the two parts have no frame in common.
+
+    Where `holdout` is above 0 that is at least one frame, but never the only one.
+
+    Returns:
+        Clips to train on and clips held out.
+
+    Raises:
+        DataError: if there are frames to hold out, but no clip has two.
+    """
+    if holdout == 0:
+        return list(clips), []
     train, held = [], []
     for clip in clips:
-        cut = clip.stop - round(len(clip) * holdout)
+        cut = max(clip.stop - max(round(len(clip) * holdout), 1), clip.start + 1)
         train.append(replace(clip, stop=cut))
         held.append(replace(clip, start=cut))
-    return [clip for clip in train if len(clip)], [clip for clip in held if len(clip)]
+    held = [clip for clip in held if len(clip)]
+    if not held:
+        raise DataError(
+            f"split: time has nothing to hold out: each of the {len(clips)} clips is one frame. "
+            "Use split: random or holdout: 0 (no validation)"
+        )
+    return train, held

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +20,9 @@ from rich.progress import Progress
 from torch.utils.data import Dataset
 
 from data_modules import puppetry
+from data_modules.index import Clip
 from data_modules.sampling import ClipDataset, Item
-from lmdvid.video import write_video
+from lmdvid.video import VideoReadError, write_video
 
 _FPS = 25
 _INDEX = "puppets.json"
@@ -144,17 +145,20 @@ class PuppetDataset(Dataset):
     Args:
         samples: what to add the truth to.
         folder: of the drawn set.
-        cross: also add `cross_driving` (T,H,W,3), the same frames of the next clip, `cross_key`,
-            its name, and `cross_truth` (T,H,W,3), this clip's identity drawn in those poses.
+        drivers: clips of which the one behind the sample's own drives it: adds `cross_driving`
+            (T,H,W,3), the same frames of that clip, `cross_key`, its name, and `cross_truth`
+            (T,H,W,3), the own identity drawn in those poses. Without clips, nothing of that.
     """
 
-    def __init__(self, samples: ClipDataset, folder: Path, cross: bool):
+    def __init__(self, samples: ClipDataset, folder: Path, drivers: Sequence[Clip] = ()):
         puppets = json.loads((folder / _INDEX).read_text())
         self.samples = samples
         self.kind: str = puppets["kind"]
         self.path_frames: int = puppets["frames"]
         self.seeds: dict[str, int] = {Path(k).name: seed for k, seed in puppets["seeds"].items()}
-        self.cross = cross
+        self.drivers = {
+            clip.key: drivers[(place + 1) % len(drivers)] for place, clip in enumerate(drivers)
+        }
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -166,17 +170,15 @@ class PuppetDataset(Dataset):
         frames = sample["frames"].numpy()
         who, pose = self._truth(sample["key"])
         sample |= {"identity": torch.from_numpy(who), "pose": torch.from_numpy(pose[frames])}
-        if self.cross:
-            clips = self.samples.clips
-            at = next(n for n, clip in enumerate(clips) if clip.key == sample["key"])
-            other = clips[(at + 1) % len(clips)]
+        if self.drivers:
+            other = self.drivers[sample["key"]]
+            try:
+                sample["cross_driving"] = self.samples.load(other, frames)["video"]
+            except VideoReadError as error:
+                return {"failed": [(other.path, str(error))]}
             other_pose = self._truth(other.key)[1][frames]
             truth = puppetry.render(who, other_pose, self.samples.size, self.kind)
-            sample |= {
-                "cross_driving": self.samples.load(other, frames)["video"],
-                "cross_truth": torch.from_numpy(truth),
-                "cross_key": other.key,
-            }
+            sample |= {"cross_truth": torch.from_numpy(truth), "cross_key": other.key}
         return sample
 
     def _truth(self, key: str) -> tuple[np.ndarray, np.ndarray]:

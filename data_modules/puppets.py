@@ -105,4 +105,4 @@ class Puppets(VideoDataModule):
 
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
         """Add identity and pose and, outside training, the cross-identity truth."""
-        return PuppetDataset(samples, Path(self.root), cross=not training)
+        return PuppetDataset(samples, Path(self.root), () if training else self.test_clips)

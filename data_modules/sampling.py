@@ -325,7 +325,8 @@ class ClipLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, report: Callable[[Failures], None], **options: Any):
-        super().__init__(dataset, **({"collate_fn": _joined} | options))
+        options.setdefault("collate_fn", _joined)  # Lightning, making it again, gives it
+        super().__init__(dataset, **options)
         self.report = report
         self.batches_taken = 0
 

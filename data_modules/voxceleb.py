@@ -19,4 +19,4 @@ class VoxCeleb(VideoDataModule):
         """Return the person: the file name's text before `#`, or the `id...` folder."""
         *folders, name = key.split("/")
         person = next((part for part in folders if re.fullmatch(r"id\d+", part)), None)
-        return person if person and "#" not in name else super().identity(name)
+        return person if person and "#" not in name else super().identity(key)

@@ -1,9 +1,13 @@
 """Clips on disk to batches: splits, frames, broken files, resuming, augmentation."""
 
 import csv
+import errno
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from data_modules.augment import augment, build_augmentation
 from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
-from data_modules.index import find_clips, identity_of, split_by_identity
+from data_modules.index import Clip, find_clips, identity_of, split_by_identity
 from data_modules.sampling import ClipSampler, ResumableLoader
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
@@ -114,8 +118,9 @@ def test_stills_and_hidden_files_beside_videos_are_no_clips(place):
     for name in ("x/cover.png", "x/deep/cover.jpg"):
         write_image(root / name, picture(0, 0))
     place("x/frames", frames=True)
-    assert [p.relative_to(root).as_posix() for p in find_clips(root)] == [
-        "x/a.mp4", "x/deep/b.mp4", "x/frames"]  # fmt: skip
+    found = find_clips(root)
+    assert list(found) == ["x/a.mp4", "x/deep/b.mp4", "x/frames"]
+    assert all(path == root / key for key, path in found.items())
 
 
 def test_single_file_and_single_folder_of_frames_are_a_root(place, tmp_path):
@@ -151,6 +156,13 @@ def test_voxceleb_original_release(place):
     assert [c.identity for c in data.test_clips] == ["id00017"]
     (batch,) = batches(data, data.train_dataloader())
     assert sorted(key.split("/")[1] for key in batch["key"]) == ["id00012", "id00013"]
+
+
+def test_voxceleb_folders_of_people(place):
+    root = place(*(f"train/{who}/0000{n}.mp4" for who in ("alice", "bob") for n in (0, 1)),
+                 "test/carol/00000.mp4")  # fmt: skip
+    clips = ready(VoxCeleb(root, size=SIZE)).train_clips
+    assert len({clip.identity for clip in clips}) == 4  # whom an unknown layout shows is unknown
 
 
 def test_identities_are_exact_names_and_epochs_visit_each_once(place):
@@ -196,6 +208,25 @@ def test_time_split_has_no_frame_in_both(place):
     assert {f for clip in numbers(train["video"]) for _, f in clip} == set(range(14))
     assert numbers(held["video"]) == [[(n, f) for f in range(14, 20)] for n in (0, 1)]
     assert held["frames"].tolist() == [list(range(14, 20))] * 2
+
+
+def test_time_split_of_short_clips(place, tmp_path):
+    root = place("a", "b", frames=True)  # three frames each
+    data = ready(Clips(root, size=SIZE, split="time", holdout=0.1, eval_frames=1))
+    assert [(c.start, c.stop) for c in data.train_clips] == [(0, 2)] * 2
+    assert [(c.start, c.stop) for c in data.val_clips] == [(2, 3)] * 2
+    (tmp_path / "one" / "c").mkdir(parents=True)
+    write_image(tmp_path / "one" / "c" / "0.png", picture(0, 0))
+    with pytest.raises(DataError, match="nothing to hold out: each of the 1 clips is one frame"):
+        ready(Clips(str(tmp_path / "one"), split="time"))
+
+
+def test_splitting_many_clips_takes_no_time():
+    clips = [Clip(f"{n}.mp4", f"{n}.mp4", str(n), 0, 9) for n in range(20_000)]
+    begun = time.perf_counter()
+    train, held = split_by_identity(clips, 0.1, seed=0)
+    assert (len(train), len(held)) == (18_000, 2_000)
+    assert time.perf_counter() - begun < 1
 
 
 def test_nothing_to_hold_out(place):
@@ -709,6 +740,12 @@ def test_pairs_by_default_join_every_clip_with_the_next_identity(place):
         ["a#1__b#1"], ["a#2__b#1"], ["b#1__c#1"], ["c#1__a#1"]]  # fmt: skip
 
 
+def test_short_clips_drive_as_far_as_they_go(place):
+    root = place("train/x.mp4", "test/a.mp4", "test/b.mp4")
+    data = ready(Clips(root, size=16, eval_frames=99), "predict")
+    assert [b["driving"].shape[1] for b in batches(data, data.predict_dataloader())] == [FRAMES] * 2
+
+
 def test_errors_of_tables(place, tmp_path):
     root = place("train/x.mp4", "test/a.mp4")
 
@@ -746,6 +783,43 @@ def test_folders_without_clips(place, tmp_path):
     with pytest.raises(DataError, match="has test/, but no train/"):
         ready(Clips(root), "fit")
     assert keys(ready(Clips(root), "test").test_clips) == ["a.mp4"]
+
+
+def test_roots_that_are_no_data(place, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(DataError, match=r"notes\.txt is a file, but not a video \(\.avi"):
+        ready(Clips(str(tmp_path / "notes.txt")))
+    root = place("data/locked/a.mp4", "data/b.mp4", "data/c.mp4")
+    listdir, iterdir = os.listdir, Path.iterdir
+
+    def refuse(folder=".", listing=listdir):
+        if "locked" in str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listing(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", lambda folder: refuse(folder, iterdir))
+    with pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
+        ready(Clips(f"{root}/data"))
+    (tmp_path / "data" / "locked").rename(tmp_path / "data" / "locked.mp4")
+    data = ready(Clips(f"{root}/data", max_unreadable=0.5))  # a clip that cannot be read
+    assert list(data.unreadable) == [f"{root}/data/locked.mp4"]
+
+
+def test_processes_that_find_different_clips_stop(place):
+    class Strategy:  # of a process whose clips are not those of the first
+        def broadcast(self, digest: str) -> str:
+            return "another"
+
+        def reduce_boolean_decision(self, decision: bool) -> bool:
+            return decision
+
+    data = Clips(place("train/a.mp4", "test/b.mp4"))
+    data.trainer = SimpleNamespace(strategy=Strategy(), is_global_zero=True)
+    with pytest.raises(DataError, match=r"different clips in .* \(this one 1 for training, 1 held"):
+        data.setup("fit")
+    Strategy.broadcast = lambda self, digest: digest
+    data.setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,24 @@ def test_cross_truth_is_the_own_identity_in_the_drivers_poses(data, split):
         assert torch.equal(batch["cross_truth"][n], truth)
         file = read_clip(Path(data.root) / "test" / other, range(5))
         assert torch.equal(batch["cross_driving"][n], to_float(file))
+
+
+def test_a_single_validation_clip_is_driven_by_another_identity(root):
+    data = Puppets(root, **SMALL, eval_clips=1, eval_frames=2)
+    data.setup()
+    (batch,) = data.val_dataloader()
+    assert len(batch["key"]) == 1
+    assert batch["cross_key"] != batch["key"]
+    assert not torch.equal(batch["cross_driving"], batch["video"])
+
+
+def test_a_broken_driver_ends_in_words(root, tmp_path):
+    data = Puppets(shutil.copytree(root, tmp_path / "copy"), **SMALL, eval_clips=1, eval_frames=2)
+    data.setup()
+    (batch,) = data.val_dataloader()
+    (Path(data.root) / "test" / batch["cross_key"][0]).write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"of \d clips cannot be read"):
+        list(data.val_dataloader())
 
 
 def test_whole_test_clips_and_predicted_pairs(root):

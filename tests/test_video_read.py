@@ -1,5 +1,6 @@
 """Frame i is frame i, whatever holds it; what cannot be read says why."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -381,6 +382,23 @@ def test_is_clip(tmp_path, clip):
     assert not is_clip(tmp_path / "absent.mp4")
     (tmp_path / "list.csv").touch()
     assert not is_clip(tmp_path / "list.csv")
+
+
+def test_what_may_not_be_looked_at(tmp_path, monkeypatch):
+    def refuse(path, *args, **kw):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "frames.mp4").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        patch.setattr(Path, "iterdir", refuse)
+        for call in (is_clip, probe):
+            with pytest.raises(VideoReadError, match="permission denied"):
+                call(tmp_path / "frames.mp4")
+    monkeypatch.setattr(Path, "stat", refuse)
+    for call in (is_clip, probe):
+        with pytest.raises(VideoReadError, match="permission denied"):
+            call(tmp_path / "x.mp4")
 
 
 def resident() -> int:

@@ -207,6 +207,20 @@ def test_refused_at_once(tmp_path):
         write_image(tmp_path / "x.gif", movie(1)[0])
 
 
+def test_arrays_of_any_strides_and_read_only_ones(tmp_path):
+    frames = movie(4).numpy()
+    frames.flags.writeable = False
+    write_video(tmp_path / "x.mp4", frames, 25)
+    write_video(tmp_path / "mirrored.mp4", frames[:, :, ::-1], 25, crf=1)
+    back = read_clip(tmp_path / "mirrored.mp4", range(4))
+    assert psnr(back.flip(2), torch.from_numpy(frames.copy())) > 30
+    write_image(tmp_path / "x.png", frames[0, ::-1])
+    assert np.array_equal(read_clip(tmp_path / "x.png", [0])[0], frames[0, ::-1])
+    for wrong in (frames, frames[0].astype(np.float32), frames[0, ..., 0]):
+        with pytest.raises(ValueError, match=r"must be uint8 \(H,W,3\), not"):
+            write_image(tmp_path / "y.png", wrong)
+
+
 @pytest.mark.parametrize(("codec", "suffix"), [("aac", ".mp4"), ("libmp3lame", ".mp4")])
 @pytest.mark.parametrize("seconds", [1, 5])
 def test_sound_is_copied_bit_for_bit(tmp_path, codec, suffix, seconds):

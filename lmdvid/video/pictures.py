@@ -1,8 +1,8 @@
 """Folders of pictures as clips, and single pictures as clips of one frame (Pillow)."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from lmdvid.video.info import (
 )
 
 
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture (hidden files, as macOS leaves them, are none)."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def is_picture(name: str) -> bool:
+    """Whether this file name is that of a picture (hidden ones, as macOS leaves them, are none)."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def probe(path: Path) -> VideoInfo:
@@ -65,20 +65,29 @@ def load(file: Path) -> Tensor:
         raise VideoReadError(file, str(error)) from None
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    return _listing(path, path.stat().st_mtime_ns) if path.is_dir() else (path,)
+def names(folder: Path) -> list[str]:
+    """Names of the pictures in a folder, in no order.
+
+    Raises:
+        VideoReadError: The folder may not be listed.
+    """
+    try:
+        return [name for name in os.listdir(folder) if is_picture(name)]
+    except OSError as error:
+        raise VideoReadError(folder, str(error.strerror).lower()) from None
 
 
-@lru_cache(maxsize=4096)
-def _listing(folder: Path, _mtime_ns: int) -> tuple[Path, ...]:
-    """Pictures of a folder in natural order: 2.png before 10.png."""
-    files = [file for file in folder.iterdir() if is_picture(file)]
-    if not files:
+def _files(path: Path) -> list[Path]:
+    """The picture itself, or those of a folder in natural order: 2.png before 10.png."""
+    if not path.is_dir():
+        return [path]
+    # Listed anew each time: a millisecond for 500 names, while lists of all folders fill memory.
+    found = sorted(names(path), key=lambda name: (re.sub("[0-9]+", _twenty_digits, name), name))
+    if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise VideoReadError(folder, f"a folder without pictures ({kinds})")
+        raise VideoReadError(path, f"a folder without pictures ({kinds})")
+    return [path / name for name in found]
 
-    def natural(file: Path) -> list[tuple[int, str]]:
-        parts = re.split("([0-9]+)", file.name)
-        return [(int(part), part) if n % 2 else (0, part) for n, part in enumerate(parts)]
 
-    return tuple(sorted(files, key=natural))
+def _twenty_digits(number: re.Match) -> str:
+    return number[0].zfill(20)

@@ -1,9 +1,11 @@
 """Reading clips, whatever holds them: one routing function, one error."""
 
 import operator
+import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from torch import Tensor
@@ -27,10 +29,9 @@ def probe(path: str | Path) -> VideoInfo:
     Raises:
         VideoReadError: There is no such file, or no frame in it.
     """
-    path = _existing(path)
-    if _is_pictures(path):
-        return pictures.probe(path)
-    return _header(*_stamp(path)).info
+    path = Path(path)
+    status = _status(path)
+    return pictures.probe(path) if _is_pictures(path, status) else _header(path, status).info
 
 
 def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto") -> Tensor:
@@ -56,7 +57,7 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
     numbers = [operator.index(index) for index in indices]
     if not numbers:
         raise ValueError(f"read_clip({path}): indices is empty; ask for one frame or more")
-    path = _existing(path)
+    path = Path(path)
     ordered = sorted(set(numbers))
     reader = route(path, backend)
     if reader == "pictures":
@@ -84,16 +85,24 @@ def stream_frames(path: str | Path) -> Iterator[Tensor]:
     Raises:
         VideoReadError: At once for what is missing; on the way for damage inside the file.
     """
-    path = _existing(path)
-    return pictures.stream(path) if _is_pictures(path) else pyav_backend.stream(path)
+    path = Path(path)
+    reader = pictures if _is_pictures(path, _status(path)) else pyav_backend
+    return reader.stream(path)
 
 
 def is_clip(path: str | Path) -> bool:
-    """Whether this is a video file or gif by its name, or a folder of pictures by its content."""
+    """Whether this is a video file or gif by its name, or a folder of pictures by its content.
+
+    Raises:
+        VideoReadError: It may not be looked at.
+    """
     path = Path(path)
-    if path.is_dir():
-        return any(pictures.is_picture(file) for file in path.iterdir())
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    try:
+        if path.is_dir():
+            return bool(pictures.names(path))
+        return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    except OSError as error:
+        raise VideoReadError(path, str(error.strerror).lower()) from None
 
 
 def route(path: Path, backend: Backend = "auto") -> Literal["pictures", "decord", "pyav"]:
@@ -110,11 +119,12 @@ def route(path: Path, backend: Backend = "auto") -> Literal["pictures", "decord"
             "backend='decord': decord is not installed (pip install decord, on ARM and macOS "
             "decord2); backend='auto' reads with PyAV instead"
         )
-    if _is_pictures(path):
+    status = _status(path)
+    if _is_pictures(path, status):
         return "pictures"
     if backend == "pyav" or not decord_backend.is_installed():
         return "pyav"
-    unfit = _unfit_for_decord(_header(*_stamp(path)))
+    unfit = _unfit_for_decord(_header(path, status))
     if unfit and backend == "decord":
         raise _refused(path, unfit)
     return "pyav" if unfit else "decord"
@@ -142,24 +152,26 @@ def _refused(path: Path, what: str) -> VideoReadError:
     return VideoReadError(path, f"decord does not read {what} exactly; use backend='auto'")
 
 
-def _is_pictures(path: Path) -> bool:
-    return path.is_dir() or pictures.is_picture(path)
+def _is_pictures(path: Path, status: os.stat_result) -> bool:
+    return S_ISDIR(status.st_mode) or pictures.is_picture(path.name)
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise VideoReadError(path, "no such file or folder")
-    if path.is_file() and path.stat().st_size == 0:
+def _status(path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise VideoReadError(path, "no such file or folder") from None
+    except OSError as error:
+        raise VideoReadError(path, str(error.strerror).lower()) from None
+    if S_ISREG(status.st_mode) and status.st_size == 0:
         raise VideoReadError(path, "the file is empty")
-    return path
+    return status
 
 
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    status = path.stat()
-    return path, status.st_size, status.st_mtime_ns
+def _header(path: Path, status: os.stat_result) -> pyav_backend.Header:
+    return _known_header(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=65536)
-def _header(path: Path, _size: int, _mtime_ns: int) -> pyav_backend.Header:
+def _known_header(path: Path, _size: int, _mtime_ns: int) -> pyav_backend.Header:
     return pyav_backend.header(path)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lmdvid.video.info import IMAGE_SUFFIXES, VideoReadError
@@ -103,12 +102,7 @@ class VideoWriter:
 
     def write(self, frames: Tensor | np.ndarray) -> None:
         """Append one frame (H,W,3) or several (T,H,W,3), uint8."""
-        array = torch.as_tensor(frames).cpu().numpy()
-        if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
-            raise ValueError(
-                f"frames must be uint8 (H,W,3) or (T,H,W,3), not {array.dtype} {array.shape}; "
-                "to_uint8 converts float videos"
-            )
+        array = _pixels(frames, 3, 4)
         height, width = array.shape[-3:-1]
         first_height, first_width = self._size = self._size or (height, width)
         if (height, width) != self._size:
@@ -160,8 +154,21 @@ def write_image(path: str | Path, frame: Tensor | np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write {path}: use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    pixels = _pixels(frame, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(torch.as_tensor(frame).cpu().numpy()).save(path, quality=95)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def _pixels(frames: Tensor | np.ndarray, *axes: int) -> np.ndarray:
+    """The frames as an array, if they are uint8 (...,H,W,3) with one of these numbers of axes."""
+    array = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if array.dtype != np.uint8 or array.ndim not in axes or array.shape[-1] != 3:
+        shapes = " or ".join({3: "(H,W,3)", 4: "(T,H,W,3)"}[count] for count in axes)
+        raise ValueError(
+            f"frames must be uint8 {shapes}, not {array.dtype} {array.shape}; "
+            "to_uint8 converts float videos"
+        )
+    return array
 
 
 @contextmanager
