@@ -250,6 +250,25 @@ def test_flow_moves_in_normalised_coordinates():
     assert warped[..., -1].abs().max() < 1e-5
 
 
+def test_both_ways_is_the_exchange_of_both_pictures():
+    generator = lia.Generator(32, 32, 5, 0.125)
+    source, driving = torch.rand(2, 3, 3, 32, 32)
+    both, alpha = generator(source, driving, both_ways=True)
+    there, alpha_there = generator(source, driving)
+    back, alpha_back = generator(driving, source)
+    torch.testing.assert_close(both, torch.cat([there, back]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alpha, torch.cat([alpha_there, alpha_back]), atol=1e-4, rtol=1e-4)
+
+
+def test_still_flows_show_the_source_where_it_is():
+    """flow_init=0: whatever the codes, nothing moves yet."""
+    generator = lia.Generator(32, 32, 5, 0.125, flow_init=0.0)
+    _, flows = generator.synthesis(
+        torch.randn(2, 32), generator.encoder(torch.rand(2, 3, 32, 32))[2]
+    )
+    assert all((flow == 0).all() for flow in flows)
+
+
 def test_relative_mode_starts_at_the_source_pose():
     generator = lia.Generator(32, 32, 5, 0.125).eval()
     source = generator.encode_source(torch.rand(1, 3, 32, 32))

@@ -251,24 +251,30 @@ class Generator(nn.Module):
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, align_corners, flow_init)
 
-    def forward(self, source: Tensor, driving: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, source: Tensor, driving: Tensor, both_ways: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Reconstruct the driving picture from the source picture, as in training.
 
         Args:
             source: (B, 3, size, size) in [-1, 1].
             driving: (B, 3, size, size) in [-1, 1], of the same clip when training.
+            both_ways: Also reconstruct the source from the driving picture. Both are encoded
+                anyway, so it costs a third more and gives twice the pictures to learn from.
 
         Returns:
-            The picture (B, 3, size, size), unbounded, and the driving magnitudes (B, N).
+            The pictures (B, 3, size, size), unbounded, and their magnitudes (B, N); with
+            `both_ways` (2B, ...), those of the sources after those of the driving pictures.
         """
         self._check(source)
         self._check(driving)
         batch = len(source)
         code, alpha, features = self.encoder(torch.cat([source, driving]))
-        alpha = alpha[batch:]
-        features = tuple(f[:batch] for f in features)
-        picture, _ = self.synthesis(self.navigator(code[:batch], alpha), features)
-        return picture, alpha
+        alpha = alpha.roll(batch, dims=0)
+        if not both_ways:
+            code, alpha = code[:batch], alpha[:batch]
+            features = tuple(f[:batch] for f in features)
+        return self.synthesis(self.navigator(code, alpha), features)[0], alpha
 
     def encode_source(self, image: Tensor) -> Source:
         """Compute once what every frame needs of the picture (B, 3, size, size) in [-1, 1]."""

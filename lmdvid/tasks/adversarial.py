@@ -165,7 +165,8 @@ class AdversarialTask(L.LightningModule):
     def _adam(self, network: nn.Module, every: int) -> torch.optim.Optimizer:
         c = every / (every + 1) if every else 1.0
         beta1, beta2 = self.betas
-        return torch.optim.Adam(network.parameters(), self.lr * c, betas=(beta1**c, beta2**c))
+        betas = (beta1**c, beta2**c)
+        return torch.optim.Adam(network.parameters(), self.lr * c, betas=betas, fused=True)
 
     def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> None:
         loss = torch.stack(list(terms.values())).sum()

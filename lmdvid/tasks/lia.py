@@ -33,6 +33,8 @@ class LIA(AdversarialTask):
         orthogonal: How the motion dictionary is made orthonormal.
         align_corners: True (ours) makes zero displacement exact identity, False is the original's.
         flow_init: Factor on the initial weights of the flows, see `Generator`; the original's is 1.
+        both_ways: Rebuild each of the two frames from the other: a third more work, twice the
+            pictures to learn from (ours; the original rebuilds the second from the first).
         l1: Weight of the L1 loss.
         perceptual: Network of the perceptual loss; the paper's is `vgg19`, `efficientnet` needs no
             file and is ours.
@@ -60,6 +62,7 @@ class LIA(AdversarialTask):
         orthogonal: Orthogonal = "qr",
         align_corners: bool = True,
         flow_init: float = 1.0,
+        both_ways: bool = False,
         l1: float = 1.0,
         perceptual: Literal["vgg19", "efficientnet", "none"] = "vgg19",
         vgg19_weights: str | None = None,
@@ -92,13 +95,16 @@ class LIA(AdversarialTask):
             perceptual_scales=perceptual_scales,
         )
         self.save_hyperparameters()
+        self.both_ways = both_ways
         self.l1 = l1
         self.sparsity = sparsity
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Rebuild the second frame of each clip from the first one."""
+        """Rebuild the second frame of each clip from the first one, perhaps the first as well."""
         source, target = batch["video"][:, 0], batch["video"][:, 1]
-        picture, alpha = self.generator(source, target)
+        picture, alpha = self.generator(source, target, self.both_ways)
+        if self.both_ways:
+            target = torch.cat([target, source])
         terms = {"l1": self.l1 * losses.l1(picture, target)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(picture, target)
