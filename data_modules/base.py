@@ -24,7 +24,6 @@ from data_modules.index import (
     split_in_time,
 )
 from data_modules.sampling import (
-    Backend,
     ClipDataset,
     ClipLoader,
     ClipSampler,
@@ -37,7 +36,7 @@ from data_modules.sampling import (
     pair_with_next_identity,
     read_pairs,
 )
-from lmdvid.video import to_float
+from lmdvid.video import Backend, check_backend, to_float
 
 __all__ = ["Clip", "ClipDataset", "DataError", "VideoDataModule"]
 
@@ -131,14 +130,21 @@ class VideoDataModule(LightningDataModule):
             ("max_clips", max_clips, 1),
             ("eval_clips", eval_clips, 1),
             ("eval_frames", eval_frames, 1),
+            ("seed", seed, 0),
         ):
             if value is not None and value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
-        for name, value, choices in (("sampling", sampling, Sampling), ("split", split, Split)):
+        for name, value, choices in (
+            ("sampling", sampling, Sampling),
+            ("split", split, Split),
+            ("backend", backend, Backend),
+        ):
             if value not in get_args(choices):
                 raise DataError(f"{name} is {value!r}; choose from {', '.join(get_args(choices))}")
         if not 0 <= holdout < 1:
             raise DataError(f"holdout is {holdout}; it must be at least 0 and below 1")
+        if not 0 <= max_unreadable <= 1:
+            raise DataError(f"max_unreadable is {max_unreadable}; it is a share, from 0 to 1")
         if not 0 < crop <= 1:
             raise DataError(f"crop is {crop}; it is a share of the side, above 0 and at most 1")
         if not 0 <= jitter <= 0.5:
@@ -189,8 +195,13 @@ class VideoDataModule(LightningDataModule):
         """List and split the clips.
 
         Raises:
-            DataError: if there is no clip, too few of them, or too many that cannot be read.
+            DataError: if there is no clip, too few of them, or too many that cannot be read; if
+                decord is insisted on, but absent.
         """
+        try:
+            check_backend(self.backend)
+        except ModuleNotFoundError as error:
+            raise DataError(str(error)) from None
         training = stage in ("fit", None)
         train, self._held = self._split(training)
         if training:
@@ -367,9 +378,11 @@ class VideoDataModule(LightningDataModule):
     def _worker_options(self) -> dict[str, Any]:
         # Never fork: a forked child hangs when it frees decoders that the parent once opened.
         context = None
-        if self.num_workers > 0:
+        if self.num_workers > 0 and "forkserver" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["__main__", "data_modules.puppet_clips"])
+            context.set_forkserver_preload(["data_modules.puppet_clips"])
+        elif self.num_workers > 0:  # Windows
+            context = multiprocessing.get_context("spawn")
         return {
             "num_workers": self.num_workers,
             "persistent_workers": context is not None,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _FPS = 25
 _INDEX = "puppets.json"
 # Test seeds start far behind the training seeds, so that they stay the same in a larger set.
 _SEEDS_PER_SET = 1_000_000
-_FIRST_TEST_SEED = 500_000
+FIRST_TEST_SEED = 500_000  # hence also the largest number of identities for training
 # x264: a key frame every 12 frames and no B-frames, so that random frames are decoded quickly.
 _ENCODING = {"g": "12", "bf": "0"}
 _CRF = 10  # lower than usual: what is read should be close to what was drawn
@@ -42,33 +43,34 @@ class PuppetSet:
     Attributes:
         kind: one of `puppetry.KINDS`.
         size: side in pixels.
-        train_clips: identities to train on.
-        test_clips: other identities.
+        train_identities: clips to train on, each of its own identity.
+        test_identities: clips of other identities.
         frames: per clip.
         seed: of the set; sets of different seeds share no identity.
     """
 
     kind: str
     size: int
-    train_clips: int
-    test_clips: int
+    train_identities: int
+    test_identities: int
     frames: int
     seed: int
 
     def folder(self) -> str:
-        """Name the folder of this set, drawn with this version of the pictures."""
-        version = sha256(Path(puppetry.__file__).read_bytes()).hexdigest()[:8]
+        """Name the folder of this set, drawn and written in this version's way."""
+        way = (_FPS, _CRF, _ENCODING, _SEEDS_PER_SET, FIRST_TEST_SEED)
+        version = sha256(Path(puppetry.__file__).read_bytes() + repr(way).encode()).hexdigest()[:8]
         return (
-            f"{self.kind}_{self.size}px_{self.train_clips}+{self.test_clips}x{self.frames}"
-            f"_seed{self.seed}_{version}"
+            f"{self.kind}_{self.size}px_{self.train_identities}+{self.test_identities}"
+            f"x{self.frames}_seed{self.seed}_{version}"
         )
 
     def clips(self) -> Iterator[tuple[str, int]]:
         """Yield the path below the folder and the seed of every clip."""
         first = self.seed * _SEEDS_PER_SET
         for split, start, count in (
-            ("train", first, self.train_clips),
-            ("test", first + _FIRST_TEST_SEED, self.test_clips),
+            ("train", first, self.train_identities),
+            ("test", first + FIRST_TEST_SEED, self.test_identities),
         ):
             for seed in range(start, start + count):
                 yield f"{split}/{self.kind}{seed:06d}.mp4", seed
@@ -123,20 +125,25 @@ def _start(puppets: PuppetSet, folder: Path, share: int, of: int) -> subprocess.
 
 
 def _draw_share(puppets: PuppetSet, folder: Path, share: int, of: int) -> Iterator[None]:
-    for name, seed in list(puppets.clips())[share::of]:
-        path = folder / name
-        if path.is_file():
-            continue
-        gc.freeze()  # the writer collects garbage after every file: spare it all that is loaded
-        who = puppetry.identity(seed, puppets.kind)
-        pose = puppetry.pose_path(seed, puppets.frames, puppets.kind, _FPS)
-        frames = puppetry.render(who, pose, puppets.size, puppets.kind)
-        # a name of its own, so that two runs which draw the same set do not meet
-        part = path.with_name(f".{os.getpid()}_{path.name}")
-        write_video(part, frames, _FPS, crf=_CRF, options=_ENCODING)
+    gc.freeze()  # the writer collects garbage after every file: spare it all that is loaded
+    try:
+        for name, seed in list(puppets.clips())[share::of]:
+            if (folder / name).is_file():
+                continue
+            who, pose = truth(seed, puppets.frames, puppets.kind)
+            frames = puppetry.render(who, pose, puppets.size, puppets.kind)
+            write_video(folder / name, frames, _FPS, crf=_CRF, options=_ENCODING)
+            yield
+    finally:
         gc.unfreeze()
-        part.replace(path)
-        yield
+
+
+@lru_cache(maxsize=4096)
+def truth(seed: int, frames: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Identity (I,) and poses (T,P) of the clip with this seed; not to be written to."""
+    who, poses = puppetry.identity(seed, kind), puppetry.pose_path(seed, frames, kind, _FPS)
+    who.flags.writeable = poses.flags.writeable = False
+    return who, poses
 
 
 class PuppetDataset(Dataset):
@@ -169,7 +176,7 @@ class PuppetDataset(Dataset):
             return sample
         frames = sample["frames"].numpy()
         who, pose = self._truth(sample["key"])
-        sample |= {"identity": torch.from_numpy(who), "pose": torch.from_numpy(pose[frames])}
+        sample |= {"identity": torch.tensor(who), "pose": torch.from_numpy(pose[frames])}
         if self.drivers:
             other = self.drivers[sample["key"]]
             try:
@@ -177,14 +184,12 @@ class PuppetDataset(Dataset):
             except VideoReadError as error:
                 return {"failed": [(other.path, str(error))]}
             other_pose = self._truth(other.key)[1][frames]
-            truth = puppetry.render(who, other_pose, self.samples.size, self.kind)
-            sample |= {"cross_truth": torch.from_numpy(truth), "cross_key": other.key}
+            drawn = puppetry.render(who, other_pose, self.samples.size, self.kind)
+            sample |= {"cross_truth": torch.from_numpy(drawn), "cross_key": other.key}
         return sample
 
     def _truth(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        seed = self.seeds[key]
-        path = puppetry.pose_path(seed, self.path_frames, self.kind, _FPS)
-        return puppetry.identity(seed, self.kind), path
+        return truth(self.seeds[key], self.path_frames, self.kind)
 
 
 if __name__ == "__main__":

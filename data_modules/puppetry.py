@@ -294,7 +294,9 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
     closed = np.zeros_like(t)
     blink = 0.3
     while blink < t[-1] + 1.0:
-        closed = np.maximum(closed, np.exp(-(((t - blink) / 0.10) ** 4)))
+        # Further away it is 0 in double precision, too.
+        near = slice(*np.searchsorted(t, (blink - 0.6, blink + 0.6)))
+        closed[near] = np.maximum(closed[near], np.exp(-(((t[near] - blink) / 0.10) ** 4)))
         blink += 0.9 + rng.exponential(1.5)
     lids = 0.86 + 0.12 * path["brows"] - 0.1 * np.maximum(path["smile"], 0.0)
     path["left_eye"] = path["right_eye"] = lids * (1.0 - closed)

@@ -7,9 +7,10 @@ from torch.utils.data import Dataset
 
 from data_modules.base import VideoDataModule
 from data_modules.index import DataError
-from data_modules.puppet_clips import PuppetDataset, PuppetSet, draw_set
+from data_modules.puppet_clips import FIRST_TEST_SEED, PuppetDataset, PuppetSet, draw_set
 from data_modules.puppetry import KINDS, SIZES
-from data_modules.sampling import Backend, ClipDataset, Sampling
+from data_modules.sampling import ClipDataset, Sampling
+from lmdvid.video import Backend
 
 
 class Puppets(VideoDataModule):
@@ -27,8 +28,8 @@ class Puppets(VideoDataModule):
         root: folder for the drawings; each setting of the next five arguments has its subfolder.
         kind: `head` or `taichi`.
         size: side of the frames in pixels, 32 to 512.
-        train_clips: identities to train on.
-        test_clips: other identities, at least 2.
+        train_identities: clips to train on, each of its own identity.
+        test_identities: clips of other identities, at least 2.
         clip_frames: frames per clip, at 25 per second.
         draw_seed: of identities and motion.
         batch_size: clips per batch and process.
@@ -52,8 +53,8 @@ class Puppets(VideoDataModule):
         root: str = "data/puppets",
         kind: Literal["head", "taichi"] = "head",
         size: int = 64,
-        train_clips: int = 200,
-        test_clips: int = 24,
+        train_identities: int = 200,
+        test_identities: int = 24,
         clip_frames: int = 48,
         draw_seed: int = 0,
         batch_size: int = 8,
@@ -69,18 +70,23 @@ class Puppets(VideoDataModule):
         backend: Backend = "auto",
     ):
         for name, value, least in (
-            ("train_clips", train_clips, 1),
-            ("test_clips", test_clips, 2),
+            ("train_identities", train_identities, 1),
+            ("test_identities", test_identities, 2),
             ("clip_frames", clip_frames, 1),
             ("draw_seed", draw_seed, 0),
         ):
             if value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
+        if max(train_identities, test_identities) > FIRST_TEST_SEED:
+            raise DataError(
+                f"train_identities is {train_identities} and test_identities {test_identities}; "
+                f"a set has up to {FIRST_TEST_SEED} of each"
+            )
         if kind not in KINDS:
             raise DataError(f"kind is {kind!r}; choose from {', '.join(KINDS)}")
         if not SIZES[0] <= size <= SIZES[1]:
             raise DataError(f"size is {size}; puppets are drawn at {SIZES[0]} to {SIZES[1]} pixels")
-        puppets = PuppetSet(kind, size, train_clips, test_clips, clip_frames, draw_seed)
+        puppets = PuppetSet(kind, size, train_identities, test_identities, clip_frames, draw_seed)
         super().__init__(
             root=str(Path(root).expanduser() / puppets.folder()),
             size=size,

@@ -14,11 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data_modules.index import Clip, DataError, without_suffix
-from lmdvid.video import VideoReadError, centre_square, read_clip, resize
+from lmdvid.video import Backend, VideoReadError, centre_square, read_clip, resize
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "decord", "pyav"]
 Sampling = Literal["random", "consecutive", "all"]
 Item = tuple[int, int, int]  # epoch, number of the draw in that epoch, which clip or identity
 Failures = list[tuple[str, str]]  # path of a clip that cannot be read, and why
@@ -197,6 +196,8 @@ def pair_with_next_identity(clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip
     groups: dict[str, list[Clip]] = {}
     for clip in clips:
         groups.setdefault(clip.identity, []).append(clip)
+    if len(groups) == 1:
+        log.warning("all held-out clips show %s, who drives itself", *groups)
     groups = dict(sorted(groups.items()))
     turned = list(groups.values())
     turned = turned[1:] + turned[:1]
@@ -233,20 +234,26 @@ def read_pairs(path: Path, clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]
                 f"it has {', '.join(table.fieldnames or ()) or 'none'}"
             )
         rows = list(table)
-    pairs = []
+    pairs, absent, beyond = [], 0, 0
     for row in rows:
         source, driving = names.get(row["source"]), names.get(row["driving"])
         frame = _frame_number(row.get("frame") or "0", path)
-        if source is not None and driving is not None and frame < len(source):
+        if source is None or driving is None:
+            absent += 1
+        elif frame >= len(source):
+            beyond += 1
+        else:
             pairs.append((source, frame, driving))
+    left_out = f"{absent} name a clip that is not there, {beyond} a frame behind the source's last"
     if not pairs:
         raise DataError(
-            f"pairs: none of the {len(rows)} pairs in {path} names two of the {len(clips)} held-out"
-            f" clips, such as {clips[0].key}"
+            f"pairs: none of the {len(rows)} in {path} is left ({left_out}); they are to name two "
+            f"of the {len(clips)} held-out clips, such as {clips[0].key}"
         )
     if len(pairs) < len(rows):
-        left_out = len(rows) - len(pairs)
-        log.warning("%d of %d pairs in %s are left out: no such clip", left_out, len(rows), path)
+        log.warning(
+            "%d of %d pairs in %s are left out: %s", absent + beyond, len(rows), path, left_out
+        )
     return pairs
 
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -719,6 +720,7 @@ def test_pairs_from_a_table(place, tmp_path, caplog):
             {"distance": "0.1", "source": "a#1.mp4", "driving": "b#1", "frame": "7"},
             {"distance": "0.1", "source": "c#1.mp4", "driving": "a#1.mp4", "frame": "0"},
             {"distance": "0.2", "source": "deleted.mp4", "driving": "a#1.mp4", "frame": "0"},
+            {"distance": "0.2", "source": "a#1.mp4", "driving": "b#1", "frame": "20"},
         ],
     )
     data = ready(Clips(root, size=SIZE, pairs=table, eval_frames=4), "predict")
@@ -730,7 +732,9 @@ def test_pairs_from_a_table(place, tmp_path, caplog):
     assert numbers(first["driving"]) == [[(2, f) for f in range(4)]]
     assert second["key"] == ["deep/c#1__a#1"]
     assert numbers(second["source"][:, None]) == [[(3, 0)]]
-    assert any("1 of 3 pairs" in message for message in caplog.messages)
+    (message,) = caplog.messages
+    assert "2 of 4 pairs" in message
+    assert "1 name a clip that is not there, 1 a frame behind the source's last" in message
 
 
 def test_pairs_by_default_join_every_clip_with_the_next_identity(place):
@@ -738,6 +742,12 @@ def test_pairs_by_default_join_every_clip_with_the_next_identity(place):
     data = ready(Clips(root, size=16, eval_frames=2, eval_clips=1), "predict")
     assert [b["key"] for b in batches(data, data.predict_dataloader())] == [
         ["a#1__b#1"], ["a#2__b#1"], ["b#1__c#1"], ["c#1__a#1"]]  # fmt: skip
+
+
+def test_a_lone_identity_that_drives_itself_is_said_so(place, caplog):
+    data = ready(Clips(place("train/x.mp4", "test/a#1.mp4"), size=16, eval_frames=2), "predict")
+    assert [b["key"] for b in batches(data, data.predict_dataloader())] == [["a#1__a#1"]]
+    assert caplog.messages == ["all held-out clips show a, who drives itself"]
 
 
 def test_short_clips_drive_as_far_as_they_go(place):
@@ -756,7 +766,7 @@ def test_errors_of_tables(place, tmp_path):
         predict(str(tmp_path / "nowhere.csv"))
     with pytest.raises(DataError, match=r"lacks the column\(s\) driving; it has source, to"):
         predict(write_pairs(tmp_path / "1.csv", [{"source": "a", "to": "a"}]))
-    with pytest.raises(DataError, match=r"none of the 1 pairs .* such as a\.mp4"):
+    with pytest.raises(DataError, match=r"none of the 1 in .* \(1 name a clip.* such as a\.mp4"):
         predict(write_pairs(tmp_path / "2.csv", [{"source": "a", "driving": "gone"}]))
     with pytest.raises(DataError, match=r"frame .1\.5."):
         predict(write_pairs(tmp_path / "3.csv", [{"source": "a", "driving": "a", "frame": "1.5"}]))
@@ -806,6 +816,18 @@ def test_roots_that_are_no_data(place, tmp_path, monkeypatch):
     assert list(data.unreadable) == [f"{root}/data/locked.mp4"]
 
 
+def test_decord_that_is_absent_is_missed_at_once(place, monkeypatch):
+    monkeypatch.setattr("lmdvid.video.decord_backend.is_installed", lambda: False)
+    with pytest.raises(DataError, match="decord is not installed"):
+        Clips(place("train/a.mp4", "test/b.mp4"), backend="decord").setup()
+
+
+def test_workers_where_there_is_no_forkserver(place, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    data = ready(Clips(place("train/a.mp4", "test/b.mp4"), num_workers=1))
+    assert data.train_dataloader().multiprocessing_context.get_start_method() == "spawn"
+
+
 def test_processes_that_find_different_clips_stop(place):
     class Strategy:  # of a process whose clips are not those of the first
         def broadcast(self, digest: str) -> str:
@@ -832,6 +854,9 @@ def test_processes_that_find_different_clips_stop(place):
         ({"holdout": 1.0}, "holdout is 1.0"),
         ({"crop": 224}, "share of the side"),
         ({"jitter": 0.8}, "jitter is 0.8"),
+        ({"seed": -1}, "seed is -1"),
+        ({"backend": "opencv"}, "auto, decord, pyav"),
+        ({"max_unreadable": 5}, "max_unreadable is 5; it is a share"),
     ],
 )
 def test_impossible_arguments_are_refused(options, text):

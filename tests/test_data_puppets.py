@@ -1,5 +1,6 @@
 """The embedded set: drawn once, read like any clips, with exact truth."""
 
+import gc
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from data_modules.puppet_clips import PuppetSet, draw_set
 from data_modules.puppets import Puppets
 from lmdvid.video import probe, read_clip, to_float
 
-SMALL = {"size": 32, "train_clips": 3, "test_clips": 3, "clip_frames": 14}
+SMALL = {"size": 32, "train_identities": 3, "test_identities": 3, "clip_frames": 14}
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +147,39 @@ def test_train_and_test_share_no_identity_and_clips_are_what_was_asked_for(data)
 def test_every_setting_has_its_folder():
     plain = PuppetSet("head", 32, 3, 3, 14, 0)
     others = [replace(plain, **{name: value}) for name, value in
-              {"kind": "taichi", "size": 64, "train_clips": 4, "test_clips": 2, "frames": 9,
-               "seed": 1}.items()]  # fmt: skip
+              {"kind": "taichi", "size": 64, "train_identities": 4, "test_identities": 2,
+               "frames": 9, "seed": 1}.items()]  # fmt: skip
     assert len({puppets.folder() for puppets in [plain, *others]}) == 7
     assert not {s for _, s in plain.clips()} & {s for _, s in others[-1].clips()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_FPS", 30), ("_CRF", 18), ("_ENCODING", {"g": "1"}), ("FIRST_TEST_SEED", 9)],
+)
+def test_another_way_of_writing_has_another_folder(monkeypatch, name, value):
+    puppets = PuppetSet("head", 32, 3, 3, 14, 0)
+    before = puppets.folder()
+    monkeypatch.setattr(puppet_clips, name, value)
+    assert puppets.folder() != before
+
+
+def test_a_failed_drawing_leaves_the_garbage_collector_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(puppet_clips, "write_video", None)
+    frozen = gc.get_freeze_count()
+    with pytest.raises(TypeError):
+        draw_set(PuppetSet("head", 32, 1, 2, 4, 0), tmp_path)
+    assert gc.get_freeze_count() == frozen
+
+
+def test_truth_is_computed_once_and_cannot_be_changed(data):
+    list(data.train_dataloader())
+    computed = puppet_clips.truth.cache_info().misses
+    for batch in data.train_dataloader():
+        batch["identity"].zero_()
+    assert puppet_clips.truth.cache_info().misses == computed
+    with pytest.raises(ValueError, match="read-only"):
+        puppet_clips.truth(0, 14, "head")[0][:] = 0
 
 
 def test_drawing_is_done_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -220,7 +250,8 @@ def test_a_killed_drawing_leaves_whole_clips_only(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"test_clips": 1}, "test_clips is 1; it must be 2 or more"),
+        ({"test_identities": 1}, "test_identities is 1; it must be 2 or more"),
+        ({"train_identities": 500_001}, "a set has up to 500000 of each"),
         ({"size": 16}, "drawn at 32 to 512 pixels"),
         ({"kind": "cat"}, "kind is 'cat'; choose from head, taichi"),
         ({"draw_seed": -1}, "draw_seed is -1"),

@@ -77,6 +77,15 @@ def test_vectors_are_the_same_on_every_machine():
     np.testing.assert_allclose(pose[[0, 2]], [0.1581484, 0.0118717], atol=1e-6)
 
 
+def test_eyes_close_as_often_late_in_a_long_clip_as_early():
+    path = pose_path(0, 25 * 600, "head")[:, POSE_NAMES["head"].index("left_eye")]
+    shut = path < 0.2
+    blinks = (shut[1:] & ~shut[:-1]).reshape(-1)
+    early, late = blinks[: len(blinks) // 2].sum(), blinks[len(blinks) // 2 :].sum()
+    assert early > 80
+    assert 0.7 < late / early < 1.4
+
+
 @both
 def test_a_frame_does_not_depend_on_its_neighbours(kind):
     # Frames are drawn in batches that share windows: that must not show.

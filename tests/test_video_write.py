@@ -87,7 +87,7 @@ def test_frames_come_back(tmp_path):
         writer.write(frames[0])
         writer.write(frames[1:10])
         writer.write(frames[10:].numpy())
-        assert path.with_name("x.mp4.part").exists()
+        assert path.with_name(f"x.mp4.{os.getpid()}.part").exists()
         assert not path.exists()
     assert writer.frames == 30
     assert os.listdir(path.parent) == ["x.mp4"]
@@ -201,6 +201,9 @@ def test_failure_keeps_the_older_file(tmp_path):
 def test_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"use the suffix \.mp4, \.m4v or \.gif"):
         VideoWriter(tmp_path / "x.webm", 25)
+    (tmp_path / "frames.mp4").mkdir()
+    with pytest.raises(ValueError, match=r"frames\.mp4: it is a folder"):
+        VideoWriter(tmp_path / "frames.mp4", 25)
     with pytest.raises(ValueError, match="at 0 frames per second"):
         VideoWriter(tmp_path / "x.mp4", 0)
     with pytest.raises(ValueError, match=r"use one of \.bmp"):

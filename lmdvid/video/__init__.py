@@ -2,16 +2,25 @@
 
 from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
 from lmdvid.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, VideoReadError
-from lmdvid.video.read import is_clip, probe, read_clip, stream_frames
+from lmdvid.video.read import (
+    Backend,
+    check_backend,
+    is_clip,
+    probe,
+    read_clip,
+    stream_frames,
+)
 from lmdvid.video.write import VideoWriter, write_image, write_video
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "Backend",
     "VideoInfo",
     "VideoReadError",
     "VideoWriter",
     "centre_square",
+    "check_backend",
     "is_clip",
     "probe",
     "read_clip",

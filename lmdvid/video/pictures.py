@@ -18,6 +18,8 @@ from lmdvid.video.info import (
     stack,
 )
 
+_ANY_DIGIT = str.maketrans("123456789", "000000000")
+
 
 def is_picture(name: str) -> bool:
     """Whether this file name is that of a picture (hidden ones, as macOS leaves them, are none)."""
@@ -29,8 +31,8 @@ def probe(path: Path) -> VideoInfo:
     from PIL import Image
 
     files = _files(path)
-    height, width = load(files[0]).shape[:2]
-    with Image.open(files[0]) as image:
+    height, width = load(path / files[0]).shape[:2]
+    with Image.open(path / files[0]) as image:
         codec = str(image.format).lower()
     kind = "frames" if path.is_dir() else "image"
     return VideoInfo(len(files), DEFAULT_FPS, width, height, False, codec, kind)
@@ -40,12 +42,13 @@ def read(path: Path, indices: Sequence[int]) -> Tensor:
     """The pictures at `indices`, uint8 (T,H,W,3)."""
     files = _files(path)
     check_indices(path, indices, len(files))
-    return stack(path, [load(files[index]) for index in indices])
+    return stack(path, [load(path / files[index]) for index in indices])
 
 
 def stream(path: Path) -> Iterator[Tensor]:
     """Each picture in order, uint8 (H,W,3)."""
-    yield from map(load, _files(path))
+    for name in _files(path):
+        yield load(path / name)
 
 
 def load(file: Path) -> Tensor:
@@ -77,17 +80,19 @@ def names(folder: Path) -> list[str]:
         raise VideoReadError(folder, str(error.strerror).lower()) from None
 
 
-def _files(path: Path) -> list[Path]:
-    """The picture itself, or those of a folder in natural order: 2.png before 10.png."""
+def _files(path: Path) -> list[str]:
+    """Names of the pictures in a folder in natural order, 2.png before 10.png; "" for a picture.
+
+    Joined to `path`, each gives a file.
+    """
     if not path.is_dir():
-        return [path]
-    # Listed anew each time: a millisecond for 500 names, while lists of all folders fill memory.
-    found = sorted(names(path), key=lambda name: (re.sub("[0-9]+", _twenty_digits, name), name))
+        return [""]
+    # Listed anew each time: quick, while the lists of all folders of a large set fill memory.
+    found = names(path)
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise VideoReadError(path, f"a folder without pictures ({kinds})")
-    return [path / name for name in found]
-
-
-def _twenty_digits(number: re.Match) -> str:
-    return number[0].zfill(20)
+    found.sort()
+    if len({name.translate(_ANY_DIGIT) for name in found}) > 1:  # else they are in order
+        found.sort(key=lambda name: re.sub("[0-9]+", lambda number: number[0].zfill(20), name))
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -105,6 +105,22 @@ def is_clip(path: str | Path) -> bool:
         raise VideoReadError(path, str(error.strerror).lower()) from None
 
 
+def check_backend(backend: Backend) -> None:
+    """Refuse what `read_clip` cannot read with.
+
+    Raises:
+        ValueError: There is no such backend.
+        ModuleNotFoundError: decord is insisted on, but absent.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend={backend!r}: use 'auto', 'decord' or 'pyav'")
+    if backend == "decord" and not decord_backend.is_installed():
+        raise ModuleNotFoundError(
+            "backend='decord': decord is not installed (pip install decord, on ARM and macOS "
+            "decord2); backend='auto' reads with PyAV instead"
+        )
+
+
 def route(path: Path, backend: Backend = "auto") -> Literal["pictures", "decord", "pyav"]:
     """Who reads this clip. The one place where that is decided before a file is decoded.
 
@@ -112,13 +128,7 @@ def route(path: Path, backend: Backend = "auto") -> Literal["pictures", "decord"
         VideoReadError: decord is insisted on, but does not read this file exactly.
         ModuleNotFoundError: decord is insisted on, but absent.
     """
-    if backend not in ("auto", "decord", "pyav"):
-        raise ValueError(f"backend={backend!r}: use 'auto', 'decord' or 'pyav'")
-    if backend == "decord" and not decord_backend.is_installed():
-        raise ModuleNotFoundError(
-            "backend='decord': decord is not installed (pip install decord, on ARM and macOS "
-            "decord2); backend='auto' reads with PyAV instead"
-        )
+    check_backend(backend)
     status = _status(path)
     if _is_pictures(path, status):
         return "pictures"

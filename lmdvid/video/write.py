@@ -43,8 +43,9 @@ WriteFrame = Callable[[int, np.ndarray], None]
 class VideoWriter:
     """Write frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
 
-    The file is written as `<path>.part` and gets its name when all is well; after an error
-    nothing is left. Odd sizes are padded at the right and bottom with their edge pixels.
+    The file is written as `<path>.<process>.part` and gets its name when all is well; after an
+    error nothing is left. Odd sizes are padded at the right and bottom with their edge pixels. The
+    frames of a gif stay in memory until the end.
 
     Args:
         path: `.mp4`, `.m4v` or `.gif`; the folder is made where missing.
@@ -77,7 +78,10 @@ class VideoWriter:
         self.frames = 0
         if self.fps <= 0:
             raise ValueError(f"cannot write {path} at {fps} frames per second")
-        self._part = self.path.with_name(self.path.name + ".part")
+        if self.path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
+        # Of this process alone, so that two which write the same file do not meet.
+        self._part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         self._size: tuple[int, int] | None = None
         suffix = self.path.suffix.lower()
         if suffix in (".mp4", ".m4v"):
