@@ -303,9 +303,9 @@ class ClipSampler(DistributedSampler):
     def order(self, epoch: int) -> list[Item]:
         """All items of this process in an epoch."""
         rng = np.random.default_rng((self.seed, epoch, 0))
-        draw = rng.permutation if self.shuffle else np.arange
+        one_turn = rng.permutation if self.shuffle else np.arange
         turns = -(-self.total_size // self.length)
-        items = np.concatenate([draw(self.length) for _ in range(turns)]).tolist()
+        items = np.concatenate([one_turn(self.length) for _ in range(turns)]).tolist()
         return [
             (epoch, draw, items[draw])
             for draw in range(self.rank, self.total_size, self.num_replicas)
