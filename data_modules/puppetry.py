@@ -280,8 +280,8 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
     gaze_x, gaze_y = _wave(rng, t, 0.2, 0.7), _wave(rng, t, 0.2, 0.7)
     smile = _wave(rng, t, 0.1, 0.4)
     path = {
-        "yaw": 0.7 * yaw,
-        "pitch": 0.38 * _wave(rng, t, 0.12, 0.5),
+        "yaw": 0.5 * yaw,
+        "pitch": 0.3 * _wave(rng, t, 0.12, 0.5),
         "roll": 0.32 * _wave(rng, t, 0.1, 0.4),
         "x": 0.17 * _wave(rng, t, 0.08, 0.35),
         "y": 0.09 * _wave(rng, t, 0.1, 0.45),

@@ -83,7 +83,6 @@ def packages() -> Iterator[Finding]:
             yield Finding(wanted.name, text, False, install)
         else:
             yield Finding(wanted.name, found)
-    yield Finding("triton", _installed("triton") or "not installed (fused kernels are for CUDA)")
 
 
 def command() -> Iterator[Finding]:
