@@ -34,7 +34,8 @@ OTHERS = {
 }
 
 DEFAULTS = """\
-Set by this command, whatever the configuration says: options cannot be abbreviated; on CUDA,
+Set by this command, whatever the configuration says: on a processor without bf16 instructions,
+bf16-mixed becomes 32-true, with a line that says so; options cannot be abbreviated; on CUDA,
 float32 matrix products use TF32 (torch.set_float32_matmul_precision("high")); config.yaml in the
 log directory is overwritten, so that a run can be repeated; with --ckpt_path the configuration
 gives every argument and the checkpoint the state. Class paths are full dotted names; modules are
@@ -272,6 +273,11 @@ _NOISE = (
 )
 
 
+def _has_bf16(torch) -> bool:
+    """Whether this processor multiplies bf16 itself; oneDNN imitates it where it does not."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not any(word in text for word in _NOISE)
@@ -461,6 +467,18 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
                 raise UsageError(
                     f"the data's frames have size {data} and the model expects {model}: "
                     "set data.init_args.size and model.init_args.size to the same value"
+                )
+            trainer = self._section().get("trainer") or {}
+            if (
+                trainer.get("precision") in ("bf16-mixed", "bf16")
+                and trainer.get("accelerator") in ("auto", "cpu")
+                and not torch.accelerator.is_available()
+                and not _has_bf16(torch)
+            ):
+                trainer["precision"] = "32-true"
+                print(
+                    "this processor has no bf16 instructions and would imitate bf16-mixed about "
+                    "twenty times slower: training in 32-true instead"
                 )
             if torch.cuda.is_available():
                 # TF32 products keep 10 bits of mantissa, enough for training, and run several

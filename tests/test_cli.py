@@ -209,6 +209,17 @@ def test_second_run_works_without_logger_too(folder, capsys):
     assert yaml.safe_load(Path("config.yaml").read_text())["trainer"]["logger"] is False
 
 
+def test_bf16_is_not_imitated_by_processors_without_it(folder, capsys, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    built = {}
+    for has, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(cli, "_has_bf16", lambda torch, has=has: has)
+        line = ["--config", "run.yaml", "--trainer.precision", "bf16-mixed"]
+        built[precision] = cli.build_cli(line, run=False).trainer.precision
+    assert built == {"bf16-mixed": "bf16-mixed", "32-true": "32-true"}
+    assert "training in 32-true instead" in capsys.readouterr().out
+
+
 def test_resuming_takes_arguments_from_the_configuration_and_state_from_the_file(folder, capsys):
     assert outcome(capsys, "fit --config run.yaml")[0] == 0
     first = Path("runs/line/version_0", CHECKPOINT)
