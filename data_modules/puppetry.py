@@ -280,10 +280,10 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
     gaze_x, gaze_y = _wave(rng, t, 0.2, 0.7), _wave(rng, t, 0.2, 0.7)
     smile = _wave(rng, t, 0.1, 0.4)
     path = {
-        "yaw": 0.5 * yaw,
-        "pitch": 0.3 * _wave(rng, t, 0.12, 0.5),
-        "roll": 0.32 * _wave(rng, t, 0.1, 0.4),
-        "x": 0.17 * _wave(rng, t, 0.08, 0.35),
+        "yaw": 0.24 * yaw,
+        "pitch": 0.16 * _wave(rng, t, 0.12, 0.5),
+        "roll": 0.34 * _wave(rng, t, 0.1, 0.4),
+        "x": 0.16 * _wave(rng, t, 0.08, 0.35),
         "y": 0.09 * _wave(rng, t, 0.1, 0.45),
         "mouth_open": talking * syllables,
         "smile": 0.3 + 0.7 * smile,
@@ -296,8 +296,8 @@ def _head_path(rng: np.random.Generator, t: np.ndarray) -> dict[str, np.ndarray]
     while blink < t[-1] + 1.0:
         # Further away it is 0 in double precision, too.
         near = slice(*np.searchsorted(t, (blink - 0.6, blink + 0.6)))
-        closed[near] = np.maximum(closed[near], np.exp(-(((t[near] - blink) / 0.10) ** 4)))
-        blink += 0.9 + rng.exponential(1.5)
+        closed[near] = np.maximum(closed[near], np.exp(-(((t[near] - blink) / 0.15) ** 4)))
+        blink += 0.9 + rng.exponential(0.9)
     lids = 0.86 + 0.12 * path["brows"] - 0.1 * np.maximum(path["smile"], 0.0)
     path["left_eye"] = path["right_eye"] = lids * (1.0 - closed)
     return path
@@ -754,15 +754,16 @@ class _Head:
         self.spacing = who.span("eye_spacing", 0.30, 0.35) * self.wide
         self.volume = who.span("hair_volume", 0.0, 0.09)
         yaw, pitch, roll = pose["yaw"], pose["pitch"], pose["roll"]
+        scene = canvas.screen().at(0.0, 0.06, 1.12, 0.0, 0.0, 1.12)  # so near that the face fills it
         # The head hangs on the neck and rolls about a point below it; the torso follows partly.
         neck_x, neck_y = 0.62 * pose["x"], 0.48 + 0.5 * pose["y"]
-        plane = canvas.screen().at(
+        plane = scene.at(
             neck_x + 0.38 * pose["x"] + 0.53 * np.sin(roll) + 0.05 * yaw,
             neck_y + 0.5 * pose["y"] - 0.53 * np.cos(roll) - 0.03 * pitch,
         )
         plane = plane.at(0.0, 0.0, 0.55, 0.0, 0.0, 0.55).turned(roll)
         self.skull = _Skull(plane, yaw, pitch, (0.82 * self.wide, 1.12 * self.long, 0.82))
-        self.torso = canvas.screen().at(0.6 * neck_x, 0.10 + 0.35 * pose["y"]).turned(0.12 * roll)
+        self.torso = scene.at(0.6 * neck_x, 0.10 + 0.35 * pose["y"]).turned(0.12 * roll)
         self.ears = [
             (sign, *self.skull.point(sign * 0.80 * self.wide, 0.06, -0.08)) for sign in (-1, 1)
         ]
