@@ -223,7 +223,7 @@ def test_time_split_of_short_clips(place, tmp_path):
 
 
 def test_splitting_many_clips_takes_no_time():
-    clips = [Clip(f"{n}.mp4", f"{n}.mp4", str(n), 0, 9) for n in range(20_000)]
+    clips = [Clip(f"{n}.mp4", f"{n}.mp4", str(n), 0, 9, "pyav") for n in range(20_000)]
     begun = time.perf_counter()
     train, held = split_by_identity(clips, 0.1, seed=0)
     assert (len(train), len(held)) == (18_000, 2_000)

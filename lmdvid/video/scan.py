@@ -116,6 +116,8 @@ def scan_clips(
         RuntimeError: the processes that look into clips do not start.
     """
     paths = [Path(path) for path in paths]
+    if not paths:
+        return Scan([], None, 0)
     base, places = _places(Path(folder), paths)
     tables = [_load(place) for place in places]
     clips: dict[str, ScannedClip] = {}
@@ -135,7 +137,9 @@ def scan_clips(
     for clip in _look_into(unknown, timeout):
         clips[clip.path] = clip
     manifest = _keep(clips, base, dict(zip(places, tables, strict=True)))
-    return Scan([clips[path.relative_to(base).as_posix()] for path in paths], manifest, len(unknown))
+    return Scan(
+        [clips[path.relative_to(base).as_posix()] for path in paths], manifest, len(unknown)
+    )
 
 
 def _is_of(row: ScannedClip | None, clip: ScannedClip) -> bool:
@@ -219,7 +223,9 @@ def _load(place: Path) -> dict[str, ScannedClip]:
 
 
 def _parse(line: list[str]) -> ScannedClip:
-    path, size, mtime, kind, frames, fps, width, height, turn, codec, keys, odd, error, version = line
+    path, size, mtime, kind, frames, fps, width, height, turn, codec, keys, odd, error, version = (
+        line
+    )
     numbers = [int(text) for text in (size, mtime, frames, width, height, turn, keys, version)]
     size, mtime, frames, width, height, turn, keys, version = numbers
     if not error and (frames < 1 or width < 1 or height < 1):
