@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
 from fractions import Fraction
@@ -39,6 +39,7 @@ _VERSION = 1  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
 _SHOW_PROGRESS = 500  # files
+_SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,45 @@ class Scan(NamedTuple):
     clips: list[ScannedClip]
     manifest: Path | None
     looked_into: int
+
+    def summary(self) -> Iterator[str]:
+        """Lines that say what the clips are, which go to PyAV, and which cannot be read."""
+        readable = [clip for clip in self.clips if not clip.error]
+        frames = sum(clip.frames for clip in readable)
+        yield (
+            f"{len(self.clips)} clips, {self.looked_into} of them looked into now; "
+            f"{len(readable)} can be read, with {frames} frames in all"
+        )
+        for title, values in (
+            ("codecs", [clip.codec for clip in readable]),
+            ("sizes", [f"{clip.width}x{clip.height}" for clip in readable]),
+            ("frames per second", [f"{float(clip.fps):.6g}" for clip in readable]),
+        ):
+            counted = Counter(values).most_common()
+            rest = [f"{len(counted) - _SHOWN} others"] if len(counted) > _SHOWN else []
+            shown = [f"{value} ({count})" for value, count in counted[:_SHOWN]]
+            if shown:
+                yield f"{title}: {', '.join(shown + rest)}"
+        keys = sum(clip.key_frames for clip in readable)
+        if keys:
+            yield f"a key frame every {frames / keys:.1f} frames on average"
+        yield from _listed(
+            "not exact with decord, read with PyAV", self.clips, lambda clip: clip.suspicious
+        )
+        yield from _listed("cannot be read", self.clips, lambda clip: clip.error)
+        yield f"table: {self.manifest or 'could not be written'}"
+
+
+def _listed(
+    title: str, clips: Sequence[ScannedClip], reason: Callable[[ScannedClip], str]
+) -> Iterator[str]:
+    """Names and reasons of clips that have one, in the order of the reasons."""
+    named = sorted((reason(clip), clip.path) for clip in clips if reason(clip))
+    if named:
+        yield f"{len(named)} {title}:"
+        yield from (f"  {path}: {why}" for why, path in named[:_LISTED])
+    if len(named) > _LISTED:
+        yield f"  and {len(named) - _LISTED} more, see the table"
 
 
 def scan_clips(
@@ -169,7 +209,7 @@ def _keep(
             return place
     others = {
         name: row
-        for table in reversed(tables.values())
+        for table in reversed(list(tables.values()))
         for name, row in table.items()
         if name not in clips and os.path.lexists(base / name)
     }
@@ -332,6 +372,8 @@ class _Process:
 
     def _look(self, path: Path, limit: float) -> dict[str, Any]:
         child = self._child or self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
         with self._lock:
             self._deadline = monotonic() + limit
         line = b""
@@ -367,6 +409,7 @@ class _Process:
             )
             with self._lock:
                 self._child = child
+            assert child.stdout is not None
             if not child.stdout.readline() and not self._ended:
                 messages.seek(0)
                 reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
