@@ -50,6 +50,8 @@ def unfit(header: "Header") -> str:
         return f"the odd size {info.width}x{info.height}"
     if info.width in _BROKEN_WIDTHS:
         return f"the width {info.width}"
+    if header.tilted:
+        return "a rotation that is no quarter turn"
     if header.odd_times:
         return header.odd_times
     if header.open_group:

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -30,6 +30,7 @@ class Header(NamedTuple):
         container: FFmpeg's name of the container.
         pix_fmt: of the first frame.
         rotation: degrees, counterclockwise, by which frames are turned to be upright.
+        tilted: whether that is only nearly what the file asks for.
         key_frames: how many there are.
         interlaced: whether the first frame is two fields.
         open_group: whether pictures after a key frame are shown before it.
@@ -41,6 +42,7 @@ class Header(NamedTuple):
     container: str
     pix_fmt: str
     rotation: int
+    tilted: bool
     key_frames: int
     interlaced: bool
     open_group: bool
@@ -59,7 +61,7 @@ def header(path: Path) -> Header:
     with _opened(path) as (container, stream):
         frame, frames, keys, times, hidden, open_group = None, 0, [], [], False, False
         second: Packet | None = None
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             if frame is None:
                 with suppress(FFmpegError):  # behind a damaged frame there may be whole ones
                     frame = next(iter(packet.decode()), None)
@@ -98,6 +100,7 @@ def header(path: Path) -> Header:
             container=container.format.name,
             pix_fmt=frame.format.name,
             rotation=90 * turns,
+            tilted=frame.rotation % 90 != 0,
             key_frames=len(keys),
             interlaced=bool(frame.interlaced_frame),
             open_group=open_group,
@@ -142,8 +145,9 @@ def stream(path: Path) -> "Iterator[Tensor]":
     """Every frame from first to last, uint8 (H,W,3), one in memory at a time."""
     with _opened(path) as (container, stream):
         convert = _converter()
-        for frame in container.decode(stream):
-            yield convert(frame)
+        for packet in _packets(container, stream):
+            for frame in packet.decode():
+                yield convert(frame)
 
 
 def read(path: Path, indices: Sequence[int]) -> "Tensor":
@@ -179,7 +183,9 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
                     break  # seeking does not work here
     if len(found) < len(wanted):
         with _opened(path) as (container, stream):
-            for number, frame in enumerate(container.decode(stream)):
+            packets = _packets(container, stream)
+            decoded = chain.from_iterable(packet.decode() for packet in packets)
+            for number, frame in enumerate(decoded):
                 label = frame.pts if exact else number
                 if label in wanted and wanted[label] not in found:
                     found[wanted[label]] = convert(frame)
@@ -214,6 +220,13 @@ def _opened(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
         raise VideoReadError(path, f"not a video, or damaged ({reason})") from None
 
 
+def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packet]":
+    """The packets of a stream, and an empty one that makes the decoder give its last frames."""
+    # At the very end, PyAV 18 trips over streams that appeared only on the way (MPEG-TS).
+    with suppress(IndexError):
+        yield from container.demux(stream)
+
+
 def _index(
     container: "InputContainer", stream: "VideoStream"
 ) -> tuple[Sequence[int], list[int], bool]:
@@ -221,7 +234,7 @@ def _index(
 
     Where time stamps are absent or repeat, the first are plain numbers, in order of decoding.
     """
-    packets = [packet for packet in container.demux(stream) if packet.size]
+    packets = [packet for packet in _packets(container, stream) if packet.size]
     times = [packet.pts for packet in packets if not packet.is_discard]
     known = [time for time in times if time is not None]
     decoded = [packet.pts for packet in packets]
@@ -241,7 +254,7 @@ def _decode_from(
     """
     container.seek(key, stream=stream)
     begun = reached = False
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
         if not begun:
             if not packet.is_keyframe:
                 continue
