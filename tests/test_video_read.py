@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -326,6 +327,7 @@ def test_a_forked_process_outlives_the_parents_decoding(clip):
     try:
         read_clip(clip("hevc.mp4"), [30])
         read_clip(clip("gop12.mp4"), [30])
+        forget_open_files(clip)
         child = multiprocessing.get_context("fork").Process(target=_collect_and_read, args=(clip,))
         child.start()
     finally:
@@ -338,14 +340,80 @@ def test_a_forked_process_outlives_the_parents_decoding(clip):
     assert child.exitcode == 0
 
 
+def forget_open_files(clip) -> None:
+    """Leave decoders behind that only the garbage collector will close, in whichever process."""
+    for name in ("hevc.mp4", "gop12.mp4"):
+        cycle = [stream_frames(clip(name))]
+        next(cycle[0])
+        cycle.append(cycle)
+
+
 def _collect_and_read(clip) -> None:
     gc.collect()
     assert numbers(read_clip(clip("hevc.mp4"), [30])) == [30]
     assert numbers(read_clip(clip("gop12.mp4"), [30])) == [30]
 
 
+class Reads(torch.utils.data.Dataset):
+    """Checksums of what `read_clip` gives for these arguments."""
+
+    def __init__(self, reads: list[tuple[Path, list[int], str]]):
+        self.reads = reads
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def __getitem__(self, n: int) -> int:
+        return checksum(read_clip(*self.reads[n]))
+
+
+def checksum(frames: torch.Tensor) -> int:
+    return zlib.crc32(frames.contiguous().numpy())
+
+
+def collect(_worker: int) -> None:
+    gc.collect()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_frames_are_the_same_in_every_kind_of_worker(clip):
+    """After the parent has decoded with PyAV and, in forked workers, collecting what it left."""
+    reads, expected = [], []
+    gc.collect()
+    gc.disable()
+    try:
+        for name, (shown, reader, _) in MAKERS.items():
+            path, n = clip(name), len(shown)
+            frames = torch.stack(list(stream_frames(path)))
+            for backend in ("auto", "pyav", "decord")[: 3 if reader == "decord" else 2]:
+                for indices in ([n // 2], [*range(n // 3, min(n // 3 + 16, n))], [n - 1, 0]):
+                    reads.append((path, indices, backend))
+                    expected.append(checksum(frames[indices]))
+        forget_open_files(clip)
+        for method in (None, "fork", "spawn"):
+            if method in (None, *multiprocessing.get_all_start_methods()):
+                loader = torch.utils.data.DataLoader(
+                    Reads(reads),
+                    batch_size=None,
+                    num_workers=2 if method else 0,
+                    multiprocessing_context=method,
+                    worker_init_fn=collect,
+                    timeout=100 if method else 0,
+                )
+                wrong = [
+                    read
+                    for read, frames, right in zip(reads, loader, expected, strict=True)
+                    if frames != right
+                ]
+                assert not wrong, method
+    finally:
+        gc.enable()
+
+
 def test_import_loads_no_decoder():
-    code = "import sys, lmdvid.video; print(sorted({'av', 'decord', 'PIL'} & set(sys.modules)))"
+    heavy = "{'av', 'decord', 'PIL', 'numpy', 'torch'}"
+    code = f"import sys, lmdvid.video; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
 
