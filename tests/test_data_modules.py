@@ -800,7 +800,7 @@ def test_roots_that_are_no_data(place, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"notes\.txt is a file, but not a video \(\.avi"):
         ready(Clips(str(tmp_path / "notes.txt")))
     root = place("data/locked/a.mp4", "data/b.mp4", "data/c.mp4")
-    listdir, iterdir = os.listdir, Path.iterdir
+    listdir, scandir = os.listdir, os.scandir
 
     def refuse(folder=".", listing=listdir):
         if "locked" in str(folder):
@@ -808,7 +808,7 @@ def test_roots_that_are_no_data(place, tmp_path, monkeypatch):
         return listing(folder)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    monkeypatch.setattr(Path, "iterdir", lambda folder: refuse(folder, iterdir))
+    monkeypatch.setattr(os, "scandir", lambda folder: refuse(folder, scandir))
     with pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
         ready(Clips(f"{root}/data"))
     (tmp_path / "data" / "locked").rename(tmp_path / "data" / "locked.mp4")

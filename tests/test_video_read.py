@@ -81,6 +81,22 @@ def test_both_backends_agree(clip, name):
 
 
 @needs_decord
+@pytest.mark.parametrize("matrix", [2, 1, 5, 6, 7, 9])  # unknown, BT.709, two BT.601s, 240M, 2020
+@pytest.mark.parametrize("levels", [0, 1, 2])  # unknown, limited, full
+def test_colours_of_8_bit_420_are_equal(tmp_path, matrix, levels):
+    path = tmp_path / "colours.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", 25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, levels
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(barcode(9))))
+        output.mux(stream.encode(None))
+    frames = read_clip(path, [0], "decord")
+    assert torch.equal(frames, read_clip(path, [0], "pyav"))
+    assert frames.float().std((0, 1, 2)).min() > 40  # there are colours
+
+
+@needs_decord
 @pytest.mark.parametrize("name", [n for n, (_, reader, _) in MAKERS.items() if reader == "pyav"])
 def test_decord_is_not_given_what_it_gets_wrong(clip, name):
     assert reading.route(clip(name)) == "pyav"

@@ -77,6 +77,8 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
         starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        if not len(starts):
+            raise VideoReadError(path, "no frame in it can be decoded")
         if starts[0] < -1e-6 or (np.diff(starts) <= 0).any():
             raise UnreliableTimesError
         check_indices(path, indices, len(reader))
@@ -98,7 +100,13 @@ def _decord() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Decord's first line without its clock, its C++ file and the path."""
+    """Decord's first line without its clock, its C++ and the path."""
     line = (str(error).strip().splitlines() or [""])[0]
-    noise = r"^\[[0-9:]+\]\s*\S+?:\d+:\s*|Check failed:\s*|Error:\s*|Error reading.*"
-    return f"damaged or cut off (decord: {re.sub(noise, '', line) or 'cannot open it'})"
+    noise = (
+        r"\[[0-9:]+\]\s*\S+?:\d+:\s*",  # clock, file and line number
+        r"Check failed:.*?\(\S+ vs\. \S+\)\s*",
+        r"\[/.*\]\s*",  # the path
+        r"Error reading.*|ERROR\s|Error:\s*|Thread worker:\s*|\s?(?:and )?`DECORD_.*",
+    )
+    words = re.sub("|".join(noise), "", line).rstrip(".")
+    return f"damaged or cut off (decord: {words or 'cannot open it'})"

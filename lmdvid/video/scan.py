@@ -160,10 +160,10 @@ def scan_clips(
         return Scan([], None, 0)
     base, places = _places(Path(folder), paths)
     tables = [_load(place) for place in places]
+    names = [path.relative_to(base).as_posix() for path in paths]
     clips: dict[str, ScannedClip] = {}
     unknown: list[tuple[Path, ScannedClip]] = []
-    for path in paths:
-        name = path.relative_to(base).as_posix()
+    for name, path in zip(names, paths, strict=True):
         try:
             found = status(path)
         except VideoReadError as error:
@@ -234,7 +234,7 @@ def _write(place: Path, clips: Iterable[ScannedClip]) -> None:
     part = place.with_name(f"{place.name}.{uuid4().hex[:8]}.part")
     try:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file, lineterminator="\n")
+            table = csv.writer(file)
             table.writerow(_COLUMNS)
             table.writerows(astuple(clip) for clip in clips)
         part.replace(place)
@@ -387,6 +387,8 @@ class _Process:
             over = late or not line
             self._child = None if over else child
         if over:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(0 if late else 5)  # its exit code tells why it ended
             child.kill()
             child.communicate()
         if line:
