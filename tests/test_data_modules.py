@@ -881,8 +881,9 @@ def test_the_command_line_parses_and_documents_every_argument(kind, capsys):
 
 
 @pytest.mark.real_clips
-def test_real_clips(shared):
-    data = ready(TaiChi(str(shared / "videos" / "taichi"), size=64, batch_size=2, holdout=0.5))
+def test_real_clips(shared, tmp_path):
+    root = shutil.copytree(shared / "videos" / "taichi", tmp_path / "taichi")
+    data = ready(TaiChi(str(root), size=64, batch_size=2, holdout=0.5))
     assert len(data.train_clips) == len(data.test_clips) == 1
     (batch,) = batches(data, data.train_dataloader())
     assert batch["video"].shape == (2, 2, 3, 64, 64)
