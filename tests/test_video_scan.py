@@ -229,6 +229,20 @@ scan.answer()
 """
 
 
+def test_a_long_scan_keeps_what_it_found_from_time_to_time(folder, monkeypatch):
+    monkeypatch.setattr(scan, "_KEEP_EVERY", 0.0)
+    rows = []
+    keep = scan._keep
+
+    def remember(clips, *args):
+        rows.append(len(clips))
+        return keep(clips, *args)
+
+    monkeypatch.setattr(scan, "_keep", remember)
+    scan_clips(folder, clips_in(folder))
+    assert rows == [1, 2, 2]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
 def test_files_that_end_or_stop_the_process_are_named(folder, source, monkeypatch):
     monkeypatch.setattr(scan._Process, "command", (sys.executable, "-P", "-c", RUDE))
@@ -264,7 +278,7 @@ def test_processes_that_do_not_start_are_an_error(folder, monkeypatch):
     threads_end()
 
 
-def test_an_interrupted_scan_leaves_no_process(folder, monkeypatch):
+def test_an_interrupted_scan_keeps_what_it_found_and_leaves_no_process(folder, monkeypatch):
     started = []
     start = scan._Process._start
 
@@ -277,11 +291,14 @@ def test_an_interrupted_scan_leaves_no_process(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scan._Process, "_start", remember)
-    monkeypatch.setattr(scan, "_counted", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        scan_clips(folder, clips_in(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "_counted", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scan_clips(folder, clips_in(folder))
     threads_end()
-    assert started
+    assert scan_clips(folder, clips_in(folder)).looked_into == 1
+    threads_end()
+    assert len(started) == 2
     assert all(child.returncode is not None for child in started)
 
 

@@ -38,6 +38,7 @@ MANIFEST = ".lmdvid_clips.csv"
 _VERSION = 1  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
+_KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
 _SHOW_PROGRESS = 500  # files
 _SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
 
@@ -144,7 +145,7 @@ def scan_clips(
     The table is `.lmdvid_clips.csv` in `folder`, or where that may not be written, and where
     `folder` is itself a clip, a file in `$XDG_CACHE_HOME/lmdvid` (by default `~/.cache/lmdvid`).
     A row counts as long as path, size and time of change agree. The file is replaced as a whole,
-    and made again where it is damaged.
+    and made again where it is damaged; what an interrupted scan has found is kept.
 
     Args:
         folder: of the data set.
@@ -173,10 +174,18 @@ def scan_clips(
         known = next((row for table in tables if _is_of(row := table.get(name), clip)), None)
         if known is None or (known.error and again):
             unknown.append((path, clip))
-        clips[name] = known or clip
-    for clip in _look_into(unknown, timeout):
-        clips[clip.path] = clip
-    manifest = _keep(clips, base, dict(zip(places, tables, strict=True)))
+        else:
+            clips[name] = known
+    kept = dict(zip(places, tables, strict=True))
+    due = monotonic() + _KEEP_EVERY
+    try:
+        for clip in _look_into(unknown, timeout):
+            clips[clip.path] = clip
+            if monotonic() > due:
+                _keep(clips, base, kept)
+                due = monotonic() + _KEEP_EVERY
+    finally:
+        manifest = _keep(clips, base, kept)
     return Scan(
         [clips[path.relative_to(base).as_posix()] for path in paths], manifest, len(unknown)
     )
