@@ -4,7 +4,9 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,7 +38,7 @@ from data_modules.sampling import (
     pair_with_next_identity,
     read_pairs,
 )
-from lmdvid.video import Backend, check_backend, to_float
+from lmdvid.video import Backend, check_backend, scan_clips, to_float
 
 __all__ = ["Clip", "ClipDataset", "DataError", "VideoDataModule"]
 
@@ -191,6 +193,17 @@ class VideoDataModule(LightningDataModule):
 
     # Splits
 
+    def prepare_data(self) -> None:
+        """Look into the clips that no table knows yet, in one process of each machine.
+
+        All processes read the table in `setup`, which reports what is wrong with the data.
+        """
+        root = Path(self.root).expanduser()
+        training = self.trainer is None or self.trainer.state.fn == "fit"
+        with suppress(DataError):
+            chosen = self._choose(*self._folders(root, training))
+            scan_clips(root, [path for paths in chosen.values() for path in paths.values()])
+
     def setup(self, stage: str | None = None) -> None:
         """List and split the clips.
 
@@ -232,40 +245,55 @@ class VideoDataModule(LightningDataModule):
                 "all machines"
             )
 
-    def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
-        root = Path(self.root).expanduser()
+    def _folders(self, root: Path, training: bool) -> tuple[Path | None, Path | None]:
+        """Folders of the clips for training (or of all, if there is no other) and held out."""
         if not os.path.exists(root):  # Path.exists raises where a folder above may not be entered
             raise self._no_clips(f"{root} does not exist")
         train = _first_folder(root, self.train_folders) if self.split == "auto" else None
         test = _first_folder(root, self.test_folders) if self.split == "auto" else None
+        if test is None:
+            return train or root, None
+        if training and train is None:
+            raise self._no_clips(f"{root} has {test.name}/, but no {self.train_folders[0]}/")
+        return train if training else None, test
+
+    def _choose(self, train: Path | None, test: Path | None) -> dict[Path, dict[str, Path]]:
+        """List the clips to use of each folder, by their keys."""
+        chosen = {}
+        for folder, limit in ((train, self.max_clips), (test, None)):
+            if folder is not None and folder not in self._indexed:
+                paths = find_clips(folder)
+                if not paths:
+                    raise self._no_clips(f"{folder} holds no clip")
+                keys = choose(paths, limit, self.seed)
+                chosen[folder] = {key: path for key, path in paths.items() if key in keys}
+        return chosen
+
+    def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
+        root = Path(self.root).expanduser()
+        train, test = self._folders(root, training)
+        self._index(root, self._choose(train, test))
+        clips = self._indexed[train] if train else []
         if test is not None:
-            if training and train is None:
-                raise self._no_clips(f"{root} has {test.name}/, but no {self.train_folders[0]}/")
-            clips = self._index(train, self.max_clips) if training and train else []
-            return clips, self._index(test, None)
-        clips = self._index(train or root, self.max_clips)
+            return clips, self._indexed[test]
         if self.split == "time":
             return split_in_time(clips, self.holdout)
         return split_by_identity(clips, self.holdout, self.seed)
 
-    def _index(self, folder: Path, limit: int | None) -> list[Clip]:
-        if folder in self._indexed:
-            return self._indexed[folder]
-        paths = find_clips(folder)
-        if not paths:
-            raise self._no_clips(f"{folder} holds no clip")
-        chosen = choose(paths, limit, self.seed)
-        paths = {key: path for key, path in paths.items() if key in chosen}
-        clips, unreadable = index_clips(paths, self.identity)
-        check_unreadable(unreadable, len(paths), self.max_unreadable)
-        if unreadable:
-            self._report(
-                f"{len(unreadable)} of {len(paths)} clips in {folder} cannot be read and are left"
-                " out:\n  " + "\n  ".join(unreadable.values())
-            )
-        self.unreadable |= unreadable
-        self._indexed[folder] = clips
-        return clips
+    def _index(self, root: Path, chosen: dict[Path, dict[str, Path]]) -> None:
+        everything = [path for paths in chosen.values() for path in paths.values()]
+        scanned = iter(scan_clips(root, everything, again=False).clips)
+        for folder, paths in chosen.items():
+            facts = islice(scanned, len(paths))
+            clips, unreadable = index_clips(paths, facts, self.identity, self.backend)
+            check_unreadable(unreadable, len(paths), self.max_unreadable)
+            if unreadable:
+                self._report(
+                    f"{len(unreadable)} of {len(paths)} clips in {folder} cannot be read and are "
+                    "left out:\n  " + "\n  ".join(unreadable.values())
+                )
+            self.unreadable |= unreadable
+            self._indexed[folder] = clips
 
     def _long_enough(self, clips: list[Clip], need: int, use: str, lower: str) -> list[Clip]:
         kept = [clip for clip in clips if len(clip) >= need]

@@ -4,11 +4,19 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lmdvid.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReadError, is_clip, probe
+from lmdvid.video import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Backend,
+    Reader,
+    ScannedClip,
+    VideoReadError,
+    is_clip,
+    reader_of,
+)
 
 
 class DataError(ValueError):
@@ -25,6 +33,7 @@ class Clip:
         identity: whom or what it shows; clips of one identity share this text.
         start: first usable frame.
         stop: one past the last usable frame.
+        reader: what decodes it; found out in a scan, so that nobody looks into the file again.
     """
 
     path: str
@@ -32,6 +41,7 @@ class Clip:
     identity: str
     start: int
     stop: int
+    reader: Reader = field(repr=False)  # processes with other decoders have the same clips
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -49,7 +59,7 @@ def find_clips(root: Path) -> dict[str, Path]:
     Raises:
         DataError: if `root` is a file but no video, or a folder may not be listed.
     """
-    paths = sorted(_walk(root))
+    paths = sorted(_walk(root), key=lambda path: path.parts)
     return {
         path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
     }
@@ -58,17 +68,20 @@ def find_clips(root: Path) -> dict[str, Path]:
 def _walk(root: Path) -> list[Path]:
     clips, folders, stills = [], [], False
     try:
-        if _is_named_clip(root):
+        if root.suffix.lower() in VIDEO_SUFFIXES and _is_clip(root):
             return [root]
-        for entry in root.iterdir():
-            if entry.name.startswith("."):
-                continue
-            if _is_named_clip(entry):
-                clips.append(entry)
-            elif entry.suffix.lower() in IMAGE_SUFFIXES:
-                stills = True
-            elif entry.is_dir():
-                folders.append(entry)
+        with os.scandir(root) as entries:  # many times faster than asking for each name's kind
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    continue
+                path, folder = root / entry.name, entry.is_dir()
+                if suffix in VIDEO_SUFFIXES and (_is_clip(path) if folder else entry.is_file()):
+                    clips.append(path)
+                elif suffix in IMAGE_SUFFIXES:
+                    stills = True
+                elif folder:
+                    folders.append(path)
     except NotADirectoryError:
         kinds = ", ".join(sorted(VIDEO_SUFFIXES))
         raise DataError(f"{root} is a file, but not a video ({kinds}); give a folder") from None
@@ -79,11 +92,11 @@ def _walk(root: Path) -> list[Path]:
     return clips + [clip for folder in folders for clip in _walk(folder)]
 
 
-def _is_named_clip(path: Path) -> bool:
+def _is_clip(path: Path) -> bool:
     try:
-        return path.suffix.lower() in VIDEO_SUFFIXES and is_clip(path)
+        return is_clip(path)
     except VideoReadError:
-        return True  # whoever probes it learns the reason
+        return True  # whoever reads it learns the reason
 
 
 def identity_of(key: str) -> str:
@@ -99,31 +112,24 @@ def without_suffix(key: str) -> str:
 
 
 def index_clips(
-    paths: Mapping[str, Path], identity: Callable[[str], str]
+    paths: Mapping[str, Path],
+    scanned: Iterable[ScannedClip],
+    identity: Callable[[str], str],
+    backend: Backend,
 ) -> tuple[list[Clip], dict[str, str]]:
-    """Look once into every file of `find_clips`.
+    """Make clips of what `find_clips` found and a scan of it knows.
 
     Returns:
         The clips, and for each file that cannot be read its path and the reason.
     """
-
-    def look(key: str, path: Path) -> Clip | VideoReadError:
+    clips, unreadable = [], {}
+    for (key, path), facts in zip(paths.items(), scanned, strict=True):
         try:
-            frames = probe(path).frames
-            if frames < 1:
-                raise VideoReadError(path, "it holds no frame")
+            reader = reader_of(path, facts, backend)
         except VideoReadError as error:
-            return error
-        return Clip(str(path), key, identity(key), 0, frames)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(look, paths, paths.values()))
-    clips = [item for item in found if isinstance(item, Clip)]
-    unreadable = {
-        str(path): str(item)
-        for path, item in zip(paths.values(), found, strict=True)
-        if isinstance(item, VideoReadError)
-    }
+            unreadable[str(path)] = str(error)
+        else:
+            clips.append(Clip(str(path), key, identity(key), 0, facts.frames, reader))
     return clips, unreadable
 
 

@@ -106,8 +106,9 @@ class Puppets(VideoDataModule):
         self._puppets = puppets
 
     def prepare_data(self) -> None:
-        """Draw the clips that are not there yet."""
+        """Draw the clips that are not there yet, and look into them."""
         draw_set(self._puppets, Path(self.root).parent)
+        super().prepare_data()
 
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
         """Add identity and pose and, outside training, the cross-identity truth."""

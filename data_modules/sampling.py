@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data_modules.index import Clip, DataError, without_suffix
-from lmdvid.video import Backend, VideoReadError, centre_square, read_clip, resize
+from lmdvid.video import Backend, VideoReadError, centre_square, decode, resize
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def read_square(clip: Clip, frames: Sequence[int], size: int, backend: Backend) 
         clip: where to read.
         frames: T frame numbers of the file.
         size: side in pixels.
-        backend: see `lmdvid.video.read_clip`.
+        backend: `decord` if nothing else may read, whatever the clip turns out to be.
 
     Returns:
         (T, size, size, 3) uint8 RGB.
@@ -40,7 +40,9 @@ def read_square(clip: Clip, frames: Sequence[int], size: int, backend: Backend) 
     Raises:
         VideoReadError: if a frame cannot be decoded.
     """
-    return resize(centre_square(read_clip(clip.path, list(frames), backend)), size)
+    insist = backend == "decord"
+    pictures = decode(Path(clip.path), list(frames), clip.reader, insist=insist)
+    return resize(centre_square(pictures), size)
 
 
 def frames_needed(frames: int, sampling: Sampling, stride: int) -> int:

@@ -30,6 +30,7 @@ TRAINING = {
 OTHERS = {
     "animate": "bring a picture to life with the motion of a video",
     "convert": "turn an official checkpoint or a training run into a folder of weights",
+    "scan": "look into every clip of a folder: sizes, codecs, what cannot be read",
     "doctor": "report what is installed, what is broken and how to repair it",
 }
 
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if command == "convert":
             _convert(prog, argv[1:])
             return 0
+        if command == "scan":
+            return _scan(prog, argv[1:])
         if command in TRAINING or command.startswith("-"):
             build_cli(argv, prog=prog)
             return 0
@@ -250,6 +253,33 @@ def _convert(prog: str, argv: list[str]) -> None:
     from lmdvid import pretrained
 
     print(pretrained.convert(options.path, options.folder))
+
+
+def _scan(prog: str, argv: list[str]) -> int:
+    parser = _parser(prog, "scan")
+    parser.epilog = "Exit code 1 if a clip cannot be read. Training uses the table that this makes."
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a data set, or one clip")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for one clip, and a second more for every 10 MB (default: %(default)g)",
+    )
+    options = parser.parse_args(argv)
+    if not options.timeout > 0:
+        parser.error(f"argument --timeout: must be above 0; given {options.timeout:g}")
+
+    from data_modules.index import find_clips
+    from lmdvid.video import scan_clips
+
+    root = Path(options.folder).expanduser()
+    paths = find_clips(root)
+    if not paths:
+        raise UsageError(f"{root} holds no clip: neither videos, gifs nor folders of pictures")
+    scan = scan_clips(root, paths.values(), timeout=options.timeout)
+    print("\n".join(scan.summary()))
+    return int(any(clip.error for clip in scan.clips))
 
 
 def _delegate(prog: str, argv: list[str]) -> int | None:

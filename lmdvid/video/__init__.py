@@ -1,33 +1,73 @@
 """Clips in and out of files: uint8 (T,H,W,3) RGB at the boundary, exact frame numbers and rates."""
 
-from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
-from lmdvid.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, VideoReadError
-from lmdvid.video.read import (
-    Backend,
-    check_backend,
-    is_clip,
-    probe,
-    read_clip,
-    stream_frames,
-)
-from lmdvid.video.write import VideoWriter, write_image, write_video
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
+    from lmdvid.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, VideoReadError
+    from lmdvid.video.read import (
+        Backend,
+        Reader,
+        check_backend,
+        decode,
+        is_clip,
+        probe,
+        read_clip,
+        reader_of,
+        stream_frames,
+    )
+    from lmdvid.video.scan import Scan, ScannedClip, scan_clips
+    from lmdvid.video.write import VideoWriter, write_image, write_video
+
+_MODULES = {
+    "frames": ("centre_square", "resize", "to_float", "to_uint8"),
+    "info": ("IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "VideoInfo", "VideoReadError"),
+    "read": (
+        "Backend",
+        "Reader",
+        "check_backend",
+        "decode",
+        "is_clip",
+        "probe",
+        "read_clip",
+        "reader_of",
+        "stream_frames",
+    ),
+    "scan": ("Scan", "ScannedClip", "scan_clips"),
+    "write": ("VideoWriter", "write_image", "write_video"),
+}
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Backend",
+    "Reader",
+    "Scan",
+    "ScannedClip",
     "VideoInfo",
     "VideoReadError",
     "VideoWriter",
     "centre_square",
     "check_backend",
+    "decode",
     "is_clip",
     "probe",
     "read_clip",
+    "reader_of",
     "resize",
+    "scan_clips",
     "stream_frames",
     "to_float",
     "to_uint8",
     "write_image",
     "write_video",
 ]
+
+
+def __getattr__(name: str):
+    # Lazily, so that a process that only looks into files starts without torch.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

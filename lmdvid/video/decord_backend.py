@@ -10,12 +10,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lmdvid.video.info import VideoReadError, check_indices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmdvid.video.pyav_backend import Header
+
+_CODECS = ("h264", "mpeg4", "vp9", "mjpeg")
+_PIXELS = ("yuv420p", "yuvj420p")
+# decord 0.6 raises for every frame of these widths, alone of all from 16 to 400.
+_BROKEN_WIDTHS = (16, 24, 48, 72)
 
 
 class UnreliableTimesError(Exception):
@@ -28,18 +35,50 @@ def is_installed() -> bool:
     return find_spec("decord") is not None
 
 
-def read(path: Path, indices: Sequence[int]) -> Tensor:
+def unfit(header: "Header") -> str:
+    """What decord lacks or gets silently wrong in this file; empty if nothing is known."""
+    info = header.info
+    if info.codec not in _CODECS:
+        return f"the codec {info.codec}"
+    if header.container == "mpegts":
+        return "MPEG-TS"
+    if header.container == "avi" and info.codec == "h264":  # it holds no time stamps
+        return "H.264 in AVI"
+    if header.pix_fmt not in _PIXELS:
+        return f"the pixel format {header.pix_fmt}"
+    if info.width % 2 or info.height % 2:
+        return f"the odd size {info.width}x{info.height}"
+    if info.width in _BROKEN_WIDTHS:
+        return f"the width {info.width}"
+    if header.tilted:
+        return "a rotation that is no quarter turn"
+    if header.odd_times:
+        return header.odd_times
+    if header.open_group:
+        return "an open group of pictures"
+    if not header.clean_keys:
+        return "key frames that need others"
+    if header.interlaced:
+        return "interlaced frames"
+    return ""
+
+
+def read(path: Path, indices: Sequence[int]) -> "Tensor":
     """The frames at sorted, unique `indices`, uint8 (T,H,W,3), on the CPU with one thread.
 
     Raises:
         UnreliableTimesError: An edit list hides frames, or time stamps repeat.
         VideoReadError: The file or one of the frames cannot be read.
     """
+    import numpy as np
+
     decord = _decord()
     reader = None
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
         starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        if not len(starts):
+            raise VideoReadError(path, "no frame in it can be decoded")
         if starts[0] < -1e-6 or (np.diff(starts) <= 0).any():
             raise UnreliableTimesError
         check_indices(path, indices, len(reader))
@@ -61,7 +100,13 @@ def _decord() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Decord's first line without its clock, its C++ file and the path."""
+    """Decord's first line without its clock, its C++ and the path."""
     line = (str(error).strip().splitlines() or [""])[0]
-    noise = r"^\[[0-9:]+\]\s*\S+?:\d+:\s*|Check failed:\s*|Error:\s*|Error reading.*"
-    return f"damaged or cut off (decord: {re.sub(noise, '', line) or 'cannot open it'})"
+    noise = (
+        r"\[[0-9:]+\]\s*\S+?:\d+:\s*",  # clock, file and line number
+        r"Check failed:.*?\(\S+ vs\. \S+\)\s*",
+        r"\[/.*\]\s*",  # the path
+        r"Error reading.*|ERROR\s|Error:\s*|Thread worker:\s*|\s?(?:and )?`DECORD_.*",
+    )
+    words = re.sub("|".join(noise), "", line).rstrip(".")
+    return f"damaged or cut off (decord: {words or 'cannot open it'})"

@@ -1,10 +1,14 @@
 """Frames in memory: number format, size, square."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lmdvid.video.info import VideoReadError
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -62,3 +66,12 @@ def centre_square(frames: Tensor, how: Literal["crop", "pad"] = "crop") -> Tenso
             source = torch.arange(-before, side - before, device=frames.device)
             frames = frames.index_select(axis, source.clamp(0, length - 1))
     return frames
+
+
+def stack(path: Path, frames: Sequence[Tensor]) -> Tensor:
+    """Frames (H,W,3) of one size as (T,H,W,3)."""
+    sizes = list(dict.fromkeys(tuple(frame.shape[:2]) for frame in frames))
+    if len(sizes) > 1:
+        (h0, w0), (h1, w1) = sizes[:2]
+        raise VideoReadError(path, f"its frames change size, from {w0}x{h0} to {w1}x{h1}")
+    return torch.stack(list(frames))

@@ -1,13 +1,12 @@
 """What is known about a clip without its frames, and the one error of reading."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 VIDEO_SUFFIXES = frozenset(
     ".avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split(),
@@ -64,10 +63,14 @@ def check_indices(path: Path, indices: Sequence[int], count: int) -> None:
             raise VideoReadError(path, f"frame {index} of {count} (the first is 0)")
 
 
-def stack(path: Path, frames: Sequence[Tensor]) -> Tensor:
-    """Frames (H,W,3) of one size as (T,H,W,3)."""
-    sizes = list(dict.fromkeys(tuple(frame.shape[:2]) for frame in frames))
-    if len(sizes) > 1:
-        (h0, w0), (h1, w1) = sizes[:2]
-        raise VideoReadError(path, f"its frames change size, from {w0}x{h0} to {w1}x{h1}")
-    return torch.stack(list(frames))
+def status(path: Path) -> os.stat_result:
+    """What the file system says of a file or folder; refuses what is missing, barred or empty."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise VideoReadError(path, "no such file or folder") from None
+    except OSError as error:
+        raise VideoReadError(path, str(error.strerror).lower()) from None
+    if S_ISREG(found.st_mode) and found.st_size == 0:
+        raise VideoReadError(path, "the file is empty")
+    return found

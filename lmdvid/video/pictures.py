@@ -4,10 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lmdvid.video.info import (
     DEFAULT_FPS,
@@ -15,8 +12,11 @@ from lmdvid.video.info import (
     VideoInfo,
     VideoReadError,
     check_indices,
-    stack,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 _ANY_DIGIT = str.maketrans("123456789", "000000000")
 
@@ -28,39 +28,44 @@ def is_picture(name: str) -> bool:
 
 def probe(path: Path) -> VideoInfo:
     """Facts of a folder of pictures or of one picture; the first picture's size counts."""
-    from PIL import Image
-
     files = _files(path)
-    height, width = load(path / files[0]).shape[:2]
-    with Image.open(path / files[0]) as image:
-        codec = str(image.format).lower()
+    image, codec = _upright(path / files[0])
     kind = "frames" if path.is_dir() else "image"
-    return VideoInfo(len(files), DEFAULT_FPS, width, height, False, codec, kind)
+    return VideoInfo(len(files), DEFAULT_FPS, image.width, image.height, False, codec, kind)
 
 
-def read(path: Path, indices: Sequence[int]) -> Tensor:
+def read(path: Path, indices: Sequence[int]) -> "Tensor":
     """The pictures at `indices`, uint8 (T,H,W,3)."""
+    from lmdvid.video.frames import stack
+
     files = _files(path)
     check_indices(path, indices, len(files))
     return stack(path, [load(path / files[index]) for index in indices])
 
 
-def stream(path: Path) -> Iterator[Tensor]:
+def stream(path: Path) -> "Iterator[Tensor]":
     """Each picture in order, uint8 (H,W,3)."""
     for name in _files(path):
         yield load(path / name)
 
 
-def load(file: Path) -> Tensor:
+def load(file: Path) -> "Tensor":
     """One picture, uint8 (H,W,3): upright as its EXIF tag asks, grey replicated, alpha dropped."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(_upright(file)[0]))
+
+
+def _upright(file: Path) -> "tuple[Image.Image, str]":
+    """The picture in RGB, as its EXIF tag turns it, and its format."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise VideoReadError(file, "more than 8 bits a channel; convert it to 8 bits")
-            upright = ImageOps.exif_transpose(image)
-            return torch.from_numpy(np.array(upright.convert("RGB")))
+            return ImageOps.exif_transpose(image).convert("RGB"), str(image.format).lower()
     except Image.UnidentifiedImageError:
         raise VideoReadError(file, "not a picture, or damaged") from None
     # Pillow's PNG reader answers damage with SyntaxError, a huge picture is no OSError either.

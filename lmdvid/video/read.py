@@ -2,23 +2,23 @@
 
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
-from typing import Literal, get_args
-
-from torch import Tensor
+from stat import S_ISDIR
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lmdvid.video import decord_backend, pictures, pyav_backend
-from lmdvid.video.info import VIDEO_SUFFIXES, VideoInfo, VideoReadError
+from lmdvid.video.info import VIDEO_SUFFIXES, VideoInfo, VideoReadError, status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmdvid.video.scan import ScannedClip
 
 Backend = Literal["auto", "decord", "pyav"]
 
-_DECORD_CODECS = ("h264", "mpeg4", "vp9", "mjpeg")
-_DECORD_PIXELS = ("yuv420p", "yuvj420p")
-# decord 0.6 raises for every frame of these widths, alone of all from 16 to 400.
-_DECORD_BROKEN_WIDTHS = (16, 24, 48, 72)
+Reader = Literal["pictures", "decord", "pyav"]
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -30,11 +30,11 @@ def probe(path: str | Path) -> VideoInfo:
         VideoReadError: There is no such file, or no frame in it.
     """
     path = Path(path)
-    status = _status(path)
-    return pictures.probe(path) if _is_pictures(path, status) else _header(path, status).info
+    found = status(path)
+    return pictures.probe(path) if _is_pictures(path, found) else _header(path, found).info
 
 
-def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto") -> Tensor:
+def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto") -> "Tensor":
     """Frames of a clip by their numbers, each exactly the frame stored there.
 
     Args:
@@ -42,9 +42,11 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
         indices: Frame numbers from 0, in any order, repeats allowed.
         backend: `auto` decodes with decord, where it is installed and known to be exact, and
             with PyAV all else: other codecs than H.264, MPEG-4, VP9 and MJPEG, MPEG-TS, gif,
-            odd sizes, other pixel formats than 8-bit 4:2:0, open groups of pictures, edit lists,
-            repeated time stamps. Both give the same pixels. `decord` and `pyav` insist on one;
-            pictures need neither.
+            odd sizes, other pixel formats than 8-bit 4:2:0, interlaced frames, open groups of
+            pictures, edit lists, repeated or missing time stamps. `decord` and `pyav` insist on
+            one; pictures need neither. Both give the same pixels, bit for bit, because decord is
+            given 8-bit 4:2:0 only: of what it is not given it would make slightly other colours
+            (2 to 4 of 255 levels on average for odd sizes and 10-bit).
 
     Returns:
         (T, H, W, 3) uint8 RGB, upright.
@@ -58,8 +60,18 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
     if not numbers:
         raise ValueError(f"read_clip({path}): indices is empty; ask for one frame or more")
     path = Path(path)
-    ordered = sorted(set(numbers))
     reader = route(path, backend)
+    return decode(path, numbers, reader, insist=backend == "decord")
+
+
+def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool = False) -> "Tensor":
+    """Frames of a clip by the reader that `route` or a scan chose; else as `read_clip`.
+
+    decord itself still notices edit lists and repeated time stamps, in a file that has changed
+    since; PyAV takes over then, unless `insist`.
+    """
+    status(path)
+    ordered = sorted(set(indices))
     if reader == "pictures":
         frames = pictures.read(path, ordered)
     elif reader == "pyav":
@@ -68,16 +80,16 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
         try:
             frames = decord_backend.read(path, ordered)
         except decord_backend.UnreliableTimesError:
-            if backend == "decord":
+            if insist:
                 raise _refused(path, "edit lists or repeated time stamps") from None
             frames = pyav_backend.read(path, ordered)
-    if numbers == ordered:
+    if list(indices) == ordered:
         return frames
     place = {number: row for row, number in enumerate(ordered)}
-    return frames[[place[number] for number in numbers]]
+    return frames[[place[number] for number in indices]]
 
 
-def stream_frames(path: str | Path) -> Iterator[Tensor]:
+def stream_frames(path: str | Path) -> "Iterator[Tensor]":
     """Every frame of a clip in order, uint8 (H, W, 3), one in memory at a time.
 
     Frames come as stored: a variable frame rate repeats and drops none.
@@ -86,7 +98,7 @@ def stream_frames(path: str | Path) -> Iterator[Tensor]:
         VideoReadError: At once for what is missing; on the way for damage inside the file.
     """
     path = Path(path)
-    reader = pictures if _is_pictures(path, _status(path)) else pyav_backend
+    reader = pictures if _is_pictures(path, status(path)) else pyav_backend
     return reader.stream(path)
 
 
@@ -121,65 +133,55 @@ def check_backend(backend: Backend) -> None:
         )
 
 
-def route(path: Path, backend: Backend = "auto") -> Literal["pictures", "decord", "pyav"]:
-    """Who reads this clip. The one place where that is decided before a file is decoded.
+def route(path: Path, backend: Backend = "auto") -> Reader:
+    """Who reads this clip, by a look into it. A scan gives the same answer from its table.
 
     Raises:
         VideoReadError: decord is insisted on, but does not read this file exactly.
         ModuleNotFoundError: decord is insisted on, but absent.
     """
-    check_backend(backend)
-    status = _status(path)
-    if _is_pictures(path, status):
+    found = status(path)
+    if _is_pictures(path, found):
         return "pictures"
+    check_backend(backend)
     if backend == "pyav" or not decord_backend.is_installed():
         return "pyav"
-    unfit = _unfit_for_decord(_header(path, status))
-    if unfit and backend == "decord":
-        raise _refused(path, unfit)
-    return "pyav" if unfit else "decord"
+    return _allowed(path, decord_backend.unfit(_header(path, found)), backend)
 
 
-def _unfit_for_decord(header: pyav_backend.Header) -> str | None:
-    """What decord lacks or gets silently wrong in this file; None if nothing is known."""
-    info = header.info
-    if info.codec not in _DECORD_CODECS:
-        return f"the codec {info.codec}"
-    if header.container == "mpegts":
-        return "MPEG-TS"
-    if header.pix_fmt not in _DECORD_PIXELS:
-        return f"the pixel format {header.pix_fmt}"
-    if info.width % 2 or info.height % 2:
-        return f"the odd size {info.width}x{info.height}"
-    if info.width in _DECORD_BROKEN_WIDTHS:
-        return f"the width {info.width}"
-    if header.open_group:
-        return "an open group of pictures"
-    return None
+def reader_of(path: Path, clip: "ScannedClip", backend: Backend = "auto") -> Reader:
+    """Who reads this clip, by what a scan found in it; nothing is opened.
+
+    Raises:
+        VideoReadError: The scan could not read it; or as `route`.
+        ModuleNotFoundError: As `route`.
+    """
+    check_backend(backend)
+    if clip.error:
+        raise VideoReadError(path, clip.error)
+    if clip.kind == "frames":
+        return "pictures"
+    return _allowed(path, clip.suspicious, backend)
+
+
+def _allowed(path: Path, suspicious: str, backend: Backend) -> Literal["decord", "pyav"]:
+    if backend == "pyav" or not decord_backend.is_installed():
+        return "pyav"
+    if suspicious and backend == "decord":
+        raise _refused(path, suspicious)
+    return "pyav" if suspicious else "decord"
 
 
 def _refused(path: Path, what: str) -> VideoReadError:
     return VideoReadError(path, f"decord does not read {what} exactly; use backend='auto'")
 
 
-def _is_pictures(path: Path, status: os.stat_result) -> bool:
-    return S_ISDIR(status.st_mode) or pictures.is_picture(path.name)
+def _is_pictures(path: Path, found: os.stat_result) -> bool:
+    return S_ISDIR(found.st_mode) or pictures.is_picture(path.name)
 
 
-def _status(path: Path) -> os.stat_result:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise VideoReadError(path, "no such file or folder") from None
-    except OSError as error:
-        raise VideoReadError(path, str(error.strerror).lower()) from None
-    if S_ISREG(status.st_mode) and status.st_size == 0:
-        raise VideoReadError(path, "the file is empty")
-    return status
-
-
-def _header(path: Path, status: os.stat_result) -> pyav_backend.Header:
-    return _known_header(path, status.st_size, status.st_mtime_ns)
+def _header(path: Path, found: os.stat_result) -> pyav_backend.Header:
+    return _known_header(path, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=65536)

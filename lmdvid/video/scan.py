@@ -1,0 +1,480 @@
+"""One look into every clip of a data set, remembered in a table beside it.
+
+What FFmpeg makes of a damaged file is not ours to know, so each look happens in another process:
+a file that crashes or hangs it is named, and the next files get a new one. Such a process needs
+neither torch nor numpy and handles many files. Run as a module this file is that process.
+"""
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass, fields, replace
+from fractions import Fraction
+from functools import lru_cache
+from hashlib import sha256
+from io import StringIO
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from lmdvid.video import decord_backend, pictures, pyav_backend
+from lmdvid.video.info import VideoReadError, status
+
+log = logging.getLogger(__name__)
+
+MANIFEST = ".lmdvid_clips.csv"
+
+_VERSION = 1  # of what is looked for; rows of another version are made again
+_FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
+_BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
+_KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
+_SHOW_PROGRESS = 500  # files
+_SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedClip:
+    """One row of the table.
+
+    Attributes:
+        path: below the folder of the data set, with `/` between parts.
+        size: bytes of the file; what the file system says of a folder of pictures.
+        mtime_ns: when it was last changed, in nanoseconds since 1970.
+        kind: `video`, `gif` or `frames` (a folder of pictures).
+        frames: how many can be shown.
+        fps: exact frame rate, the mean one where it varies.
+        width: pixels, after rotation.
+        height: pixels, after rotation.
+        rotation: degrees, counterclockwise, by which frames are turned to be upright.
+        codec: FFmpeg's name of it, or the format of the pictures.
+        key_frames: how many there are; decoding begins at these.
+        suspicious: what decord would get wrong in it; PyAV reads it then.
+        error: why it cannot be read; no other fact is known then.
+        version: of the scan.
+    """
+
+    path: str
+    size: int = 0
+    mtime_ns: int = 0
+    kind: str = ""
+    frames: int = 0
+    fps: Fraction = Fraction(0)
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    codec: str = ""
+    key_frames: int = 0
+    suspicious: str = ""
+    error: str = ""
+    version: int = _VERSION
+
+
+class Scan(NamedTuple):
+    """What a scan found.
+
+    Attributes:
+        clips: in the order of the paths that were asked for.
+        manifest: the table; None where it could be written nowhere.
+        looked_into: how many clips were opened, since the table knew nothing of them.
+    """
+
+    clips: list[ScannedClip]
+    manifest: Path | None
+    looked_into: int
+
+    def summary(self) -> Iterator[str]:
+        """Lines that say what the clips are, which go to PyAV, and which cannot be read."""
+        readable = [clip for clip in self.clips if not clip.error]
+        frames = sum(clip.frames for clip in readable)
+        yield (
+            f"{len(self.clips)} clips, {self.looked_into} of them looked into now; "
+            f"{len(readable)} can be read, with {frames} frames in all"
+        )
+        for title, values in (
+            ("codecs", [clip.codec for clip in readable]),
+            ("sizes", [f"{clip.width}x{clip.height}" for clip in readable]),
+            ("frames per second", [f"{float(clip.fps):.6g}" for clip in readable]),
+        ):
+            counted = Counter(values).most_common()
+            rest = [f"{len(counted) - _SHOWN} others"] if len(counted) > _SHOWN else []
+            shown = [f"{value} ({count})" for value, count in counted[:_SHOWN]]
+            if shown:
+                yield f"{title}: {', '.join(shown + rest)}"
+        keys = sum(clip.key_frames for clip in readable)
+        if keys:
+            yield f"a key frame every {frames / keys:.1f} frames on average"
+        yield from _listed(
+            "not exact with decord, read with PyAV", self.clips, lambda clip: clip.suspicious
+        )
+        yield from _listed("cannot be read", self.clips, lambda clip: clip.error)
+        yield f"table: {self.manifest or 'could not be written'}"
+
+
+def _listed(
+    title: str, clips: Sequence[ScannedClip], reason: Callable[[ScannedClip], str]
+) -> Iterator[str]:
+    """Names and reasons of clips that have one, in the order of the reasons."""
+    named = sorted((reason(clip), clip.path) for clip in clips if reason(clip))
+    if named:
+        yield f"{len(named)} {title}:"
+        yield from (f"  {path}: {why}" for why, path in named[:_LISTED])
+    if len(named) > _LISTED:
+        yield f"  and {len(named) - _LISTED} more, see the table"
+
+
+def scan_clips(
+    folder: str | Path,
+    paths: Iterable[str | Path],
+    *,
+    again: bool = True,
+    timeout: float = 60.0,
+) -> Scan:
+    """Facts about clips, of which only those are opened that are new or have changed.
+
+    The table is `.lmdvid_clips.csv` in `folder`, or where that may not be written, and where
+    `folder` is itself a clip, a file in `$XDG_CACHE_HOME/lmdvid` (by default `~/.cache/lmdvid`).
+    A row counts as long as path, size and time of change agree. The file is replaced as a whole,
+    and made again where it is damaged; what an interrupted scan has found is kept.
+
+    Args:
+        folder: of the data set.
+        paths: clips in or below it; or the folder itself, where it is a clip.
+        again: look again into what could not be read, since that may have been the disk's fault.
+        timeout: seconds for one clip, and one more for every 10 MB.
+
+    Raises:
+        RuntimeError: the processes that look into clips do not start.
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        return Scan([], None, 0)
+    base, places = _places(Path(folder), paths)
+    tables = [_load(place) for place in places]
+    names = [path.relative_to(base).as_posix() for path in paths]
+    clips: dict[str, ScannedClip] = {}
+    unknown: list[tuple[Path, ScannedClip]] = []
+    for name, path in zip(names, paths, strict=True):
+        try:
+            found = status(path)
+        except VideoReadError as error:
+            clips[name] = ScannedClip(name, error=error.reason)
+            continue
+        clip = ScannedClip(name, found.st_size, found.st_mtime_ns)
+        known = next((row for table in tables if _is_of(row := table.get(name), clip)), None)
+        if known is None or (known.error and again):
+            unknown.append((path, clip))
+        else:
+            clips[name] = known
+    kept = dict(zip(places, tables, strict=True))
+    due = monotonic() + _KEEP_EVERY
+    try:
+        for clip in _look_into(unknown, timeout):
+            clips[clip.path] = clip
+            if monotonic() > due:
+                _keep(clips, base, kept)
+                due = monotonic() + _KEEP_EVERY
+    finally:
+        manifest = _keep(clips, base, kept)
+    return Scan(
+        [clips[path.relative_to(base).as_posix()] for path in paths], manifest, len(unknown)
+    )
+
+
+def _is_of(row: ScannedClip | None, clip: ScannedClip) -> bool:
+    return row is not None and (row.size, row.mtime_ns) == (clip.size, clip.mtime_ns)
+
+
+# The table
+
+
+def _places(folder: Path, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """The folder that rows are relative to, and where the table may lie, best first."""
+    absolute = folder.absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"{absolute.name}_{sha256(os.fsencode(absolute)).hexdigest()[:12]}.csv"
+    cached = caches / "lmdvid" / name
+    if folder in paths:  # a file in a folder of pictures would change the clip
+        return folder.parent, [cached]
+    return folder, [folder / MANIFEST, cached]
+
+
+def _keep(
+    clips: Mapping[str, ScannedClip], base: Path, tables: Mapping[Path, Mapping[str, ScannedClip]]
+) -> Path | None:
+    """Write the table where it does not hold these clips yet, and say where it lies."""
+    for place, table in tables.items():
+        if all(table.get(name) == clip for name, clip in clips.items()):
+            return place
+    others = {
+        name: row
+        for table in reversed(list(tables.values()))
+        for name, row in table.items()
+        if name not in clips and os.path.lexists(base / name)
+    }
+    reasons = []
+    for place in tables:
+        try:
+            _write(place, sorted((others | dict(clips)).values(), key=lambda clip: clip.path))
+        except OSError as error:
+            reasons.append(f"{place}: {str(error.strerror).lower()}")
+        else:
+            return place
+    log.warning("what the scan found is not kept (%s)", "; ".join(reasons))
+    return None
+
+
+_COLUMNS = [field.name for field in fields(ScannedClip)]
+
+
+def _write(place: Path, clips: Iterable[ScannedClip]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Several machines may scan one disk at once: each writes a file of its own.
+    part = place.with_name(f"{place.name}.{uuid4().hex[:8]}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file)
+            table.writerow(_COLUMNS)
+            table.writerows(astuple(clip) for clip in clips)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(place: Path) -> dict[str, ScannedClip]:
+    """The rows of a table by their paths; none where it is absent or damaged."""
+    try:
+        with place.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except OSError:
+        return {}
+    try:
+        if not text.endswith("\n"):
+            raise ValueError("it was cut off")
+        lines = csv.reader(StringIO(text, newline=""))
+        if next(lines) != _COLUMNS:
+            raise ValueError("its columns are others")
+        clips = [_parse(line) for line in lines]
+    except (ValueError, ArithmeticError, csv.Error) as error:
+        log.warning("%s is damaged (%s): the clips are looked into again", place, error)
+        return {}
+    return {clip.path: clip for clip in clips if clip.version == _VERSION}
+
+
+def _parse(line: list[str]) -> ScannedClip:
+    path, size, mtime, kind, frames, fps, width, height, turn, codec, keys, odd, error, version = (
+        line
+    )
+    numbers = [int(text) for text in (size, mtime, frames, width, height, turn, keys, version)]
+    size, mtime, frames, width, height, turn, keys, version = numbers
+    if not error and (frames < 1 or width < 1 or height < 1):
+        raise ValueError(f"{path} without frames")
+    return ScannedClip(
+        path, size, mtime, kind, frames, _fraction(fps), width, height, turn, codec, keys, odd,
+        error, version,
+    )  # fmt: skip
+
+
+_fraction = lru_cache(maxsize=1024)(Fraction)
+
+
+# The processes
+
+
+def _look_into(
+    unknown: Sequence[tuple[Path, ScannedClip]], timeout: float
+) -> Iterator[ScannedClip]:
+    """Complete these rows, in any order."""
+    waiting = deque(unknown)
+    done: SimpleQueue[ScannedClip | BaseException] = SimpleQueue()
+    wanted = -(-len(waiting) // _FILES_PER_PROCESS)
+    processes = [_Process(timeout) for _ in range(min(_cores(), wanted))]
+    for process in processes:
+        Thread(target=process.serve, args=(waiting, done), daemon=True).start()
+    try:
+        for _ in _counted(len(unknown)):
+            while True:
+                with suppress(Empty):
+                    clip = done.get(timeout=0.2)
+                    break
+                for process in processes:
+                    process.end_if_late()
+            if isinstance(clip, BaseException):
+                raise clip
+            yield clip
+    finally:
+        waiting.clear()
+        for process in processes:
+            process.end()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _counted(count: int) -> Iterable[int]:
+    """The numbers up to `count`, with a bar on a terminal where there are many."""
+    if count < _SHOW_PROGRESS or not sys.stderr.isatty():
+        return range(count)
+    from rich.console import Console
+    from rich.progress import track
+
+    words = f"looking into {count} clips"
+    return track(range(count), words, console=Console(stderr=True), transient=True)
+
+
+class _Process:
+    """A process that looks into one clip after the other, started anew where one ends it."""
+
+    # Not multiprocessing, which would run an unguarded script of the user's a second time.
+    command = (sys.executable, "-P", "-m", "lmdvid.video.scan")
+
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+        self._lock = Lock()
+        self._child: subprocess.Popen | None = None
+        self._deadline: float | None = None
+        self._late = self._ended = False
+
+    def serve(
+        self,
+        waiting: "deque[tuple[Path, ScannedClip]]",
+        done: "SimpleQueue[ScannedClip | BaseException]",
+    ) -> None:
+        """Look into what waits, until nothing does."""
+        try:
+            while not self._ended:
+                try:
+                    path, clip = waiting.popleft()
+                except IndexError:
+                    break
+                facts = self._look(path, self.timeout + clip.size / _BYTES_PER_SECOND)
+                done.put(replace(clip, **facts))
+        except BaseException as error:  # whoever waits for the answers raises it
+            done.put(error)
+        finally:
+            self.end()
+
+    def end_if_late(self) -> None:
+        with self._lock:
+            if self._child and self._deadline and monotonic() > self._deadline:
+                self._late = True
+                self._child.kill()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            child, self._child = self._child, None
+            if child is not None:
+                child.kill()
+                child.communicate()
+
+    def _look(self, path: Path, limit: float) -> dict[str, Any]:
+        child = self._child or self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with self._lock:
+            self._deadline = monotonic() + limit
+        line = b""
+        with suppress(OSError):  # it ended before it read the question
+            child.stdin.write(json.dumps([str(path), limit]).encode() + b"\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+        with self._lock:
+            self._deadline = None
+            late, self._late = self._late, False
+            over = late or not line
+            self._child = None if over else child
+        if over:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(0 if late else 5)  # its exit code tells why it ended
+            child.kill()
+            child.communicate()
+        if line:
+            facts = json.loads(line)
+            return facts | {"fps": Fraction(facts.get("fps", 0))}
+        if late:
+            return {"error": f"looking into it did not end within {limit:.0f} s"}
+        return {"error": f"it crashes FFmpeg ({_cause(child.returncode)})"}
+
+    def _start(self) -> subprocess.Popen:
+        # What this process can import, the other one can, too.
+        modules = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parents[2])])
+        with TemporaryFile() as messages:
+            child = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                env={**os.environ, "PYTHONPATH": modules},
+            )
+            with self._lock:
+                self._child = child
+            assert child.stdout is not None
+            if not child.stdout.readline() and not self._ended:
+                messages.seek(0)
+                reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
+                raise RuntimeError(f"clips cannot be looked into: {''.join(reason)}")
+        return child
+
+
+def _cause(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"exit code {code}"
+
+
+def look(path: Path) -> dict[str, Any]:
+    """Facts about one clip by their names in the table, or the entry `error` alone."""
+    try:
+        if path.is_dir():
+            info, rotation, suspicious = pictures.probe(path), 0, ""
+            keys = info.frames
+        else:
+            header = pyav_backend.header(path)
+            info, rotation, keys = header.info, header.rotation, header.key_frames
+            suspicious = decord_backend.unfit(header)
+    except VideoReadError as error:
+        return {"error": error.reason if error.path == path else str(error)}
+    return {
+        "kind": info.kind,
+        "frames": info.frames,
+        "fps": str(info.fps),
+        "width": info.width,
+        "height": info.height,
+        "rotation": rotation,
+        "codec": info.codec,
+        "key_frames": keys,
+        "suspicious": suspicious,
+    }
+
+
+def answer() -> None:
+    """Answer every path on the standard input with a line of facts, until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        path, limit = json.loads(line)
+        if hasattr(signal, "alarm"):  # ends this process should the asking one be gone
+            signal.alarm(int(limit) + 10)
+        try:
+            facts = look(Path(path))
+        except Exception as error:  # one file is to end neither the process nor the scan
+            facts = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(facts), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    answer()
