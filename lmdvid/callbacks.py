@@ -1,5 +1,6 @@
-"""Callbacks: videos of what a task shows while it validates, tests or predicts."""
+"""Callbacks: videos of what a task shows, and a log that survives a kill."""
 
+import csv
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from einops import rearrange
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lmdvid.loggers import log_video
@@ -105,6 +107,37 @@ class PredictionVideos(L.Callback):
         """Say where they are."""
         if trainer.is_global_zero:
             print(f"wrote the videos in {self.folder}")
+
+
+class ContinuedLog(L.Callback):
+    """Keep metrics.csv whole through kills: the command line adds this to every training.
+
+    Every row is written as it is logged. A resumed run has a folder of its own; its metrics.csv
+    begins with the rows that the run it goes on from logged before the checkpoint, so that each
+    step is there once. The earlier run's file stays as it is.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy the earlier rows."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger._flush_logs_every_n_steps = 1  # Lightning writes at every hundredth step
+                if trainer.ckpt_path and not logger.experiment.metrics:
+                    logger.experiment.metrics = earlier_rows(
+                        Path(trainer.ckpt_path).parent.parent / "metrics.csv", trainer.global_step
+                    )
+                    logger.save()
+
+
+def earlier_rows(path: Path, step: int) -> list[dict[str, Any]]:
+    """Rows of a metrics.csv, none where there is no such file, that were logged before a step."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+    return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < step]
 
 
 def stack(rows: list[Tensor]) -> Tensor:

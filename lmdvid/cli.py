@@ -14,7 +14,6 @@ import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points, version
@@ -39,9 +38,12 @@ Set by this command, whatever the configuration says: on a processor without bf1
 bf16-mixed becomes 32-true, with a line that says so; options cannot be abbreviated; on CUDA,
 float32 matrix products use TF32 (torch.set_float32_matmul_precision("high")); config.yaml in the
 log directory is overwritten, so that a run can be repeated; with --ckpt_path the configuration
-gives every argument and the checkpoint the state. Class paths are full dotted names; modules are
-looked for in the environment first, then in the current directory. Where the data and the model
-both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
+gives every argument and the checkpoint the state; --ckpt_path last is the newest checkpoint of the
+experiment (of its first logger's folder and name); checkpoints are written under another name and
+then renamed, so that a kill leaves the previous one whole; metrics.csv is written row by row, and
+a resumed run's begins with the rows before the checkpoint. Class paths are full dotted names;
+modules are looked for in the environment first, then in the current directory. Where the data and
+the model both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
 
 
 class UsageError(ValueError):
@@ -441,6 +443,10 @@ def _broken_file(message: str, args: Sequence[str]) -> str | None:
     return None
 
 
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True):
     """Parses a training command line and, with ``run``, carries it out.
 
@@ -458,8 +464,13 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         UsageError: for settings that a constructor refuses, or that contradict each other.
     """
     _silence()
+    from lightning.fabric.plugins import TorchCheckpointIO
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from lmdvid import checkpoints
+    from lmdvid.callbacks import ContinuedLog
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -480,10 +491,44 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             # Lightning would let the checkpoint's arguments win over the command line's, in
             # silence. Here the configuration is the whole truth; the checkpoint gives the weights.
             path = self._section().get("ckpt_path")
-            if path and Path(path).is_file() and not zipfile.is_zipfile(path):
+            if not path or not Path(path).is_file():
+                return
+            try:
+                checkpoints.check(Path(path), *self._wanted())
+            except checkpoints.CheckpointError as error:
+                beside = checkpoints.folders_beside(Path(path))
+                other = checkpoints.newest(beside, *self._wanted(), besides=Path(path))
+                remedy = (
+                    f"the newest usable one is --ckpt_path {_relative(other[0])} (step {other[1]})"
+                    if other
+                    else "give a .ckpt file that `fit` wrote"
+                )
+                raise UsageError(f"ckpt_path: {error}; {remedy}") from error
+
+        def _wanted(self) -> tuple[bool, bool]:
+            """Whether training goes on from the checkpoint, and whether it holds plain data."""
+            training = self.config["subcommand"] == "fit"
+            return training, self._section().get("weights_only") is not False
+
+        def _find_last(self) -> None:
+            # Lightning looks in the folder of the run that is about to begin, finds nothing
+            # there, and trains from the start.
+            section = self.config_init[self.config["subcommand"]] if run else {}
+            if section.get("ckpt_path") != "last":
+                return
+            found = checkpoints.newest(checkpoints.folders(self.trainer), *self._wanted())
+            if found:
+                rank_zero_info(f"--ckpt_path last: {_relative(found[0])} (step {found[1]})")
+                section["ckpt_path"] = str(found[0])
+            elif self.config["subcommand"] == "fit":
+                rank_zero_info(
+                    "--ckpt_path last: no checkpoint of this experiment yet, so it begins at step 0"
+                )
+                section["ckpt_path"] = None
+            else:
                 raise UsageError(
-                    f"ckpt_path: {path} is no training checkpoint, or was cut off while it was "
-                    "written; give a .ckpt file that `fit` wrote"
+                    "ckpt_path: last, but this experiment has no checkpoint yet; run `fit` first, "
+                    "or give the path of a .ckpt file"
                 )
 
         def before_instantiate_classes(self) -> None:
@@ -527,6 +572,10 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             except ValueError as error:
                 # A constructor refused its arguments, and they all come from the configuration.
                 raise UsageError(summarise(str(error))) from error
+            strategy = self.trainer.strategy
+            if type(strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
+                strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
+            self._find_last()
 
     kwargs: dict = {"prog": prog, "allow_abbrev": False}
     return CLI(
@@ -535,6 +584,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         parser_class=Parser,
         parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
         save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": ContinuedLog()},
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

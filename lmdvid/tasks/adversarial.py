@@ -81,6 +81,7 @@ class AdversarialTask(L.LightningModule):
         self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
         self._perceptual_terms = (perceptual_scales, perceptual_weight)
         self.perceptual: PerceptualLoss | None = None
+        self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Generate from a training batch.
@@ -154,8 +155,26 @@ class AdversarialTask(L.LightningModule):
             if features is not None:
                 self.perceptual = PerceptualLoss(features, *self._perceptual_terms).to(self.device)
 
+    def on_fit_start(self) -> None:
+        """Agree on the seed of the run, unless a checkpoint has brought it."""
+        if self._seed is None:
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let what a step draws depend on the run's seed, the step and the process alone.
+
+        So a resumed run draws what an undisturbed one does, whatever validation, workers or the
+        start of an epoch have drawn in between.
+        """
+        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the seed of the run over."""
+        self._seed = checkpoint.get("lmdvid_seed")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the generator without this task."""
+        """Add the run's seed, and what rebuilds the generator without this task."""
+        checkpoint["lmdvid_seed"] = self._seed
         network = type(self.generator)
         checkpoint["lmdvid_generator"] = {
             "network": f"{network.__module__}.{network.__qualname__}",

@@ -1,0 +1,155 @@
+"""Checkpoints that outlive a kill: there whole or not at all, checked before use, found again."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A file is no usable checkpoint; the message names it and says why."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, each of them there whole or not at all.
+
+    Lightning moves a finished file into place from the system's temporary folder, which copies it
+    piece by piece where that folder is on another disk, and does not wait for the disk. Here a
+    checkpoint is written to `NAME.part` beside its place, synced, and renamed: whatever ends the
+    process, the file that was there before stays. What a killed save leaves behind is never taken
+    for a checkpoint; the next save to the same name overwrites it.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint; object storage (`s3://...`) is Lightning's business.
+
+        Raises:
+            OSError: the file cannot be written, for example on a full disk.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            # torch hides what the disk said behind an error about positions in an archive
+            if isinstance(disk := error.__context__, OSError) and isinstance(error, RuntimeError):
+                raise OSError(disk.errno, disk.strerror, str(path)) from error
+            raise
+        if os.name == "posix":  # the new name, too, is to survive a power cut
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def check(path: Path, training: bool = True, weights_only: bool = True) -> int:
+    """Read all of a checkpoint once, comparing checksums, which torch does not do.
+
+    Args:
+        path: of the file.
+        training: whether it is to have what training goes on from, or just weights.
+        weights_only: see `torch.load`.
+
+    Returns:
+        The number of training steps that it has seen.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint of this kind.
+        OSError: the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+        except Exception as error:  # a garbled archive raises nearly anything
+            raise CheckpointError(f"{path} is no checkpoint, or was cut off: {error}") from error
+    if broken is not None:
+        raise CheckpointError(f"{path} is damaged (checksum of {broken})")
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    needed = ("state_dict", "loops", "optimizer_states") if training else ("state_dict",)
+    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint that `fit` wrote: no {missing[0]} in it")
+    return int(content.get("global_step", 0))
+
+
+def folders(trainer: L.Trainer) -> list[Path]:
+    """Folders where runs of the trainer's experiment, this one and earlier ones, keep checkpoints.
+
+    An experiment is known by its first logger's folder and name; every run has a version there.
+    """
+    found = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            found.append(Path(callback.dirpath))
+        elif not trainer.loggers:
+            found.append(Path(trainer.default_root_dir, "checkpoints"))
+        else:
+            logger = trainer.loggers[0]
+            root = Path(logger.save_dir or trainer.default_root_dir, str(logger.name))
+            found += root.glob("*/checkpoints")
+    return found
+
+
+def folders_beside(path: Path) -> list[Path]:
+    """Folders with checkpoints of the same experiment as that of the file `path`."""
+    folder = path.absolute().parent
+    return [folder, *(folder.parent.parent.glob("*/checkpoints"))]
+
+
+def newest(
+    places: Iterable[Path],
+    training: bool = True,
+    weights_only: bool = True,
+    besides: Path | None = None,
+) -> tuple[Path, int] | None:
+    """Find the usable checkpoint that was written last.
+
+    Damaged files are passed over with a warning that names them.
+
+    Args:
+        places: folders.
+        training: see `check`.
+        weights_only: see `check`.
+        besides: a file that is known to be of no use.
+
+    Returns:
+        Its path and number of steps, or None.
+    """
+    written: dict[Path, tuple[int, bool]] = {}
+    for place in places:
+        for path in place.glob("*.ckpt"):
+            # a link, whose target may be gone, is as old as its target
+            if path.is_file() and path.absolute() != (besides and besides.absolute()):
+                written[path] = (path.stat().st_mtime_ns, path.stem == "last")
+    for path in sorted(written, key=written.__getitem__, reverse=True):
+        try:
+            return path, check(path, training, weights_only)
+        except (CheckpointError, OSError) as error:
+            log.warning("passed over: %s", error)
+    return None
