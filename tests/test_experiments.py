@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lmdvid.cli import build_cli
@@ -25,4 +26,8 @@ def test_experiment_builds(path, tmp_path, monkeypatch):
     # The first logger's folder takes config.yaml; with wandb's, a second run would overwrite it.
     assert isinstance(cli.trainer.loggers[0], CSVLogger)
     assert cli.trainer.loggers[0].name == path.stem
+    # A kill costs no more than what is between two of these.
+    savers = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    assert any(0 < saver._every_n_train_steps <= 1000 for saver in savers)
+    assert not any(saver.save_weights_only for saver in savers)
     assert not list(tmp_path.iterdir()), "building must not write anything"
