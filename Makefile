@@ -29,8 +29,7 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 
 demo: install  ## draw puppets, train LIA on them for six minutes, animate held-out ones
 	$(BIN)/lightning fit --config experiments/lia_puppets.yaml
-	$(BIN)/lightning test --config experiments/lia_puppets.yaml \
-		--ckpt_path $$(ls -t runs/lia_puppets/version_*/checkpoints/last.ckpt | head -n 1)
+	$(BIN)/lightning test --config experiments/lia_puppets.yaml --ckpt_path last
 
 test: install  ## run the tests
 	$(BIN)/pytest -q --cov --cov-report=term:skip-covered

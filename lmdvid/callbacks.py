@@ -114,7 +114,8 @@ class ContinuedLog(L.Callback):
 
     Every row is written as it is logged. A resumed run has a folder of its own; its metrics.csv
     begins with the rows that the run it goes on from logged before the checkpoint, so that each
-    step is there once. The earlier run's file stays as it is.
+    step is there once. The earlier run's file stays as it is. A step's row is logged after its
+    checkpoint: only a kill between the two costs a row.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -124,10 +125,10 @@ class ContinuedLog(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger._flush_logs_every_n_steps = 1  # Lightning writes at every hundredth step
-                if trainer.ckpt_path and not logger.experiment.metrics:
-                    logger.experiment.metrics = earlier_rows(
-                        Path(trainer.ckpt_path).parent.parent / "metrics.csv", trainer.global_step
-                    )
+                if trainer.ckpt_path:
+                    earlier = Path(trainer.ckpt_path).parent.parent / "metrics.csv"
+                    rows = earlier_rows(earlier, trainer.global_step)
+                    logger.experiment.metrics = rows + logger.experiment.metrics
                     logger.save()
 
 

@@ -1,5 +1,6 @@
 """Killed runs: what resuming restores, bit for bit, and what a kill leaves on the disk."""
 
+import copy
 import csv
 import errno
 import os
@@ -367,13 +368,12 @@ EXPERIMENT = {
     "data": {
         "class_path": "data_modules.puppets.Puppets",
         "init_args": {
-            "root": "puppets",
             "size": 32,
-            "train_identities": 6,
+            "train_identities": 4,
             "test_identities": 2,
             "clip_frames": 6,
             "batch_size": 2,
-            "samples_per_clip": 10,
+            "samples_per_clip": 15,  # an epoch is 30 steps
             "eval_clips": 2,
             "eval_frames": 3,
         },
@@ -404,13 +404,15 @@ EXPERIMENT = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """The current directory, with an experiment."""
+def folder(tmp_path, monkeypatch, clips) -> Path:
+    """The current directory, with an experiment on the clips that are drawn already."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("LMDVID_DEBUG", raising=False)
-    Path("tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    experiment = copy.deepcopy(EXPERIMENT)
+    experiment["data"]["init_args"]["root"] = str(Path(clips).parent)
+    Path("tiny.yaml").write_text(yaml.safe_dump(experiment))
     return tmp_path
 
 
