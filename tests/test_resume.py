@@ -360,6 +360,17 @@ def test_the_newest_usable_checkpoint_is_found_past_damaged_ones(tmp_path, caplo
     assert checkpoints.newest([tmp_path / "nosuch"]) is None
 
 
+def test_last_may_be_a_link(clips, tmp_path):
+    options = {"max_steps": 5, "limit_val_batches": 0}
+    folder = tmp_path / "linked"
+    linked = ModelCheckpoint(folder, every_n_train_steps=2, save_last="link")
+    whole = fit(tmp_path / "whole", clips, callbacks=[linked], **options)
+    assert (folder / "last.ckpt").readlink() == Path("epoch=0-step=4.ckpt")
+    assert checkpoints.newest([folder]) == (folder / "last.ckpt", 4)
+    resumed = fit(tmp_path / "rest", clips, resume=folder / "last.ckpt", **options)
+    assert differences(whole, resumed) == []
+
+
 # The command line
 
 EXPERIMENT = {
