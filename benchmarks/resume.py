@@ -168,7 +168,8 @@ def repetition(seed: int, clips: str, place: Path) -> dict:
     while steps_taken(killed) < wanted and run.poll() is None:
         time.sleep(0.001)
     time.sleep(draw.uniform(0, 0.4))
-    os.killpg(run.pid, signal.SIGKILL)
+    if run.poll() is None:
+        os.killpg(run.pid, signal.SIGKILL)
     if run.wait() != -signal.SIGKILL:
         raise SystemExit(f"the run ended before the kill:\n{(killed / 'out.txt').read_text()}")
     killed_at = steps_taken(killed)
