@@ -79,29 +79,28 @@ def loading(root: Path, sampling: str, frames: int, on_device: bool, rounds: int
     loader = data.train_dataloader()
     paths = {clip.key: clip.path for clip in data.train_clips}
     seconds: dict[str, list[float]] = {"module": [], "decoder": []}
-    for number in range(rounds + 1):
-        spent = dict.fromkeys(seconds, 0.0)
-        loader.sampler.set_epoch(number)
-        batches = iter(loader)
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            drawn = batch["frames"][0].tolist()
-            pixels = batch["video"]
-            if on_device:
-                data.on_after_batch_transfer(batch, 0)
-            spent["module"] += time.perf_counter() - start
-            ordered = sorted(drawn)
-            start = time.perf_counter()
-            expected = bare(paths[batch["key"][0]], ordered)
-            spent["decoder"] += time.perf_counter() - start
-            order = [ordered.index(frame) for frame in drawn]
-            assert torch.equal(pixels[0], expected[order])
-        if number:  # the first round warms up
-            for side, value in spent.items():
-                seconds[side].append(value)
+    for epoch in range(rounds):
+        # What is drawn depends on the epoch alone: known beforehand, either side may go first.
+        loader.sampler.set_epoch(epoch)
+        plan = [(paths[b["key"][0]], b["frames"][0].tolist()) for b in loader]
+        loader.sampler.set_epoch(epoch)
+        batches, spent = iter(loader), dict.fromkeys(seconds, 0.0)
+        for number, (path, drawn) in enumerate(plan):
+            results = {}
+            for side in ("module", "decoder") if (number + epoch) % 2 else ("decoder", "module"):
+                start = time.perf_counter()
+                if side == "decoder":
+                    results[side] = bare(path, sorted(drawn))
+                else:
+                    batch = next(batches)
+                    results[side] = batch["video"][0]
+                    if on_device:
+                        data.on_after_batch_transfer(batch, 0)
+                spent[side] += time.perf_counter() - start
+            order = [sorted(drawn).index(frame) for frame in drawn]
+            assert torch.equal(results["module"], results["decoder"][order])
+        for side, value in spent.items():
+            seconds[side].append(value)
     total = frames * len(paths)
     ratios = [d / m for m, d in zip(seconds["module"], seconds["decoder"], strict=True)]
     return {
