@@ -209,7 +209,7 @@ def _facts(path: Path) -> dict[str, int]:
         found = path.stat()
         return {"source_bytes": found.st_size, "source_mtime_ns": found.st_mtime_ns}
     with os.scandir(path) as entries:
-        pictures = [entry.stat() for entry in entries]
+        pictures = [entry.stat() for entry in entries if not entry.name.startswith(".")]
     return {
         "source_bytes": sum(picture.st_size for picture in pictures),
         "source_mtime_ns": max((picture.st_mtime_ns for picture in pictures), default=0),
@@ -352,7 +352,7 @@ def _start(settings: Settings) -> subprocess.Popen:
             env={**os.environ, "PYTHONPATH": modules},
         )
         if not cast("IO[bytes]", child.stdout).readline():
-            child.wait()
+            child.communicate()
             messages.seek(0)
             reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
             raise RuntimeError(f"clips cannot be encoded: {''.join(reason)}")

@@ -31,11 +31,11 @@ from lmdvid.video import (
     pyav_backend,
     read_clip,
     torchcodec_backend,
-    unfit_for_gpu,
     write_image,
     write_video,
 )
 from lmdvid.video import read as reading
+from lmdvid.video.scan import ScannedClip, look
 
 GPU = torch.device("cuda", 0)
 BACKENDS = {"decord": decord_backend, "torchcodec": torchcodec_backend, "pyav": pyav_backend}
@@ -258,7 +258,7 @@ def test_a_single_clip_is_read_on_the_gpu_and_what_fails_there_on_the_cpu(
     monkeypatch.setattr(decord_backend, "read_on_gpu", fails)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: (self, device))
     frames, device = read_clip(path, [4, 1], device="cuda:0")
-    assert device == GPU
+    assert device == "cuda:0"
     assert torch.equal(frames, read_clip(path, [4, 1])[0])
     assert "a.mp4: no surface left; the CPU tries" in caplog.messages[-1]
 
@@ -290,6 +290,10 @@ def encode(path: Path, codec: str = "libx264", pix_fmt: str = "yuv420p", **how) 
     return path
 
 
+def scanned(path: Path) -> ScannedClip:
+    return ScannedClip(path.name, **look(path))
+
+
 @pytest.mark.parametrize(
     ("name", "how", "unfit"),
     [
@@ -308,14 +312,15 @@ def encode(path: Path, codec: str = "libx264", pix_fmt: str = "yuv420p", **how) 
         (
             "open.mp4",
             {"options": {"x264-params": "open-gop=1:keyint=12:bframes=3"}},
-            {"decord": "an open group of pictures"},
+            dict.fromkeys(("decord", "torchcodec"), "an open group of pictures"),
         ),
     ],
 )
 def test_what_a_gpu_gets_wrong_stays_on_the_cpu(tmp_path, name, how, unfit):
     path = encode(tmp_path / name, **how)
     for backend in BACKENDS:
-        assert unfit_for_gpu(path, GpuDecoder(backend, GPU)) == unfit.get(backend)
+        assert gpu.unfit_for_gpu(scanned(path), backend) == unfit.get(backend, "")
+        assert reading._unfit_for_gpu(path, GpuDecoder(backend, GPU)) == unfit.get(backend, "")
 
 
 def test_hidden_and_repeated_frames_and_pictures_stay_on_the_cpu(tmp_path):
@@ -333,12 +338,14 @@ def test_hidden_and_repeated_frames_and_pictures_stay_on_the_cpu(tmp_path):
                     packet.dts += step * shift(n)
                 packet.stream = copy
                 output.mux(packet)
+        reason = {"hidden.mp4": "an edit list", "twins.mp4": "repeated time stamps"}[name]
         for backend in ("decord", "torchcodec"):
-            reason = unfit_for_gpu(tmp_path / name, GpuDecoder(backend, GPU))
-            assert reason == "edit lists or repeated time stamps"
-        assert unfit_for_gpu(tmp_path / name, GpuDecoder("pyav", GPU)) is None
-    write_image(tmp_path / "1.png", moving(1)[0])
-    assert unfit_for_gpu(tmp_path / "1.png", GpuDecoder("pyav", GPU)) == "pictures"
+            assert gpu.unfit_for_gpu(scanned(tmp_path / name), backend) == reason
+        assert gpu.unfit_for_gpu(scanned(tmp_path / name), "pyav") == ""
+    write_image(tmp_path / "folder/1.png", moving(1)[0])
+    assert gpu.unfit_for_gpu(scanned(tmp_path / "folder"), "pyav") == "pictures"
+    for path in (tmp_path / "folder", tmp_path / "folder/1.png"):
+        assert reading._unfit_for_gpu(path, GpuDecoder("pyav", GPU)) == "pictures"
 
 
 @pytest.mark.parametrize("bt709", [False, True])
