@@ -482,4 +482,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """One batch of all samples that could be read, and in `failed` what could not."""
     failed = [failure for sample in samples for failure in sample.pop("failed")]
     read = [sample for sample in samples if sample]
-    return (default_collate(read) if read else {}) | {"failed": failed}
+    if len(read) == 1:  # a copy of one long clip would take its time and memory again
+        batch = {name: _batch_of_one(value) for name, value in read[0].items()}
+    else:
+        batch = default_collate(read) if read else {}
+    return batch | {"failed": failed}
+
+
+def _batch_of_one(value: Any) -> Any:
+    return value[None] if isinstance(value, torch.Tensor) else default_collate([value])
