@@ -3,8 +3,10 @@
 import logging
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,7 @@ from data_modules.sampling import (
     ClipDataset,
     ClipLoader,
     ClipSampler,
+    Decoding,
     Failures,
     PairDataset,
     ResumableLoader,
@@ -38,13 +41,22 @@ from data_modules.sampling import (
     pair_with_next_identity,
     read_pairs,
 )
-from lmdvid.video import Backend, check_backend, scan_clips, to_float
+from lmdvid.video import (
+    Backend,
+    GpuDecoder,
+    NoGpuDecoderError,
+    check_backend,
+    find_gpu_decoder,
+    scan_clips,
+    to_float,
+)
 
 __all__ = ["Clip", "ClipDataset", "DataError", "VideoDataModule"]
 
 log = logging.getLogger(__name__)
 
 Split = Literal["auto", "random", "time"]
+Device = Literal["cpu", "cuda"]
 
 
 class VideoDataModule(LightningDataModule):
@@ -91,7 +103,11 @@ class VideoDataModule(LightningDataModule):
             prediction; null pairs every held-out clip with one of the next identity.
         max_unreadable: share of clips that may be unreadable, in training and in evaluation each;
             above it the run stops.
-        backend: decoder.
+        backend: decoder; `auto` takes the fastest one that reads a file exactly.
+        device: where frames are decoded. With `cuda` the workers read files, and each training
+            process decodes on its own GPU, by the first that works there of decord, torchcodec and
+            PyAV, or the one that `backend` insists on; what a GPU gets wrong, and everything where
+            `auto` finds no decoder for GPUs, is decoded on the CPU.
     """
 
     train_folders: Sequence[str] = ("train",)
@@ -120,6 +136,7 @@ class VideoDataModule(LightningDataModule):
         pairs: str | None = None,
         max_unreadable: float = 0.05,
         backend: Backend = "auto",
+        device: Device = "cpu",
     ):
         super().__init__()
         for name, value, least in (
@@ -140,6 +157,7 @@ class VideoDataModule(LightningDataModule):
             ("sampling", sampling, Sampling),
             ("split", split, Split),
             ("backend", backend, Backend),
+            ("device", device, Device),
         ):
             if value not in get_args(choices):
                 raise DataError(f"{name} is {value!r}; choose from {', '.join(get_args(choices))}")
@@ -169,6 +187,7 @@ class VideoDataModule(LightningDataModule):
         self.pairs = pairs
         self.max_unreadable = max_unreadable
         self.backend: Backend = backend
+        self.device: Device = device
         self.train_clips: list[Clip] = []
         self.val_clips: list[Clip] = []
         self.test_clips: list[Clip] = []
@@ -177,6 +196,7 @@ class VideoDataModule(LightningDataModule):
         self._indexed: dict[Path, list[Clip]] = {}
         self._augmentation = (crop, flip, jitter)
         self._augment = None
+        self._decoder: GpuDecoder | None = None
 
     # What a data set may say about itself
 
@@ -209,13 +229,14 @@ class VideoDataModule(LightningDataModule):
 
         Raises:
             DataError: if there is no clip, too few of them, or too many that cannot be read; if
-                decord is insisted on, but absent.
+                decord is insisted on, but absent, or does not decode on the GPU that it is to.
         """
         try:
             check_backend(self.backend)
         except ModuleNotFoundError as error:
             raise DataError(str(error)) from None
         training = stage in ("fit", None)
+        explanation = self._choose_decoder()
         train, self._held = self._split(training)
         if training:
             need = frames_needed(self.frames, self.sampling, self.stride)
@@ -230,6 +251,24 @@ class VideoDataModule(LightningDataModule):
         if not self._held and not training:
             raise DataError(f"holdout is 0: no clip of {self.root} is held out for {stage}")
         self._agree()
+        if self.device == "cuda":
+            paths = {clip.path: clip.unfit_for_gpu for clip in (*self.train_clips, *self._held)}
+            unfit = Counter(filter(None, paths.values()))
+            if unfit:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in unfit.most_common())
+                explanation += f"; the CPU decodes {unfit.total()} of {len(paths)} clips: {kinds}"
+            self._report(explanation)
+
+    def _choose_decoder(self) -> str:
+        """Choose who decodes on the GPU of this process, and return why."""
+        if self.device == "cpu":
+            return ""
+        gpu = torch.device("cuda") if self.trainer is None else self.trainer.strategy.root_device
+        try:
+            self._decoder, explanation = find_gpu_decoder(gpu, self.backend)
+        except NoGpuDecoderError as error:
+            raise DataError(str(error)) from None
+        return explanation
 
     def _agree(self) -> None:
         """Stop where processes, whose disks may differ, have found different clips."""
@@ -285,7 +324,9 @@ class VideoDataModule(LightningDataModule):
         scanned = iter(scan_clips(root, everything, again=False).clips)
         for folder, paths in chosen.items():
             facts = islice(scanned, len(paths))
-            clips, unreadable = index_clips(paths, facts, self.identity, self.backend)
+            clips, unreadable = index_clips(
+                paths, facts, self.identity, self.backend, self._decoder
+            )
             check_unreadable(unreadable, len(paths), self.max_unreadable)
             if unreadable:
                 self._report(
@@ -327,11 +368,11 @@ class VideoDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Training clips, shuffled; the loader's state resumes in the middle of an epoch."""
-        samples = self._samples(self.train_clips, training=True)
-        dataset = self.add_truth(samples, training=True)
+        samples = partial(self._samples, self.train_clips, True)
+        dataset = samples(self._decoder)
         size = 1 if self.sampling == "all" else self.batch_size
         sampler = ClipSampler(
-            len(samples),
+            len(dataset),  # type: ignore[arg-type]
             size,
             repeats=self.samples_per_clip,
             shuffle=self.sampling != "all",
@@ -342,6 +383,7 @@ class VideoDataModule(LightningDataModule):
         return ResumableLoader(
             dataset,
             self._left_out(self.train_clips),
+            self._decoding(samples),
             batch_size=size,
             sampler=sampler,
             drop_last=True,
@@ -362,22 +404,32 @@ class VideoDataModule(LightningDataModule):
             pairs = pair_with_next_identity(self._held)
         else:
             pairs = read_pairs(Path(self.pairs).expanduser(), self._held)
-        dataset = PairDataset(pairs, self.size, self.eval_frames, self.stride, self.backend)
+        samples = partial(
+            PairDataset, pairs, self.size, self.eval_frames, self.stride, self.backend
+        )
         return ClipLoader(
-            dataset, self._left_out(self._held), batch_size=1, **self._worker_options()
+            samples(self._decoder),
+            self._left_out(self._held),
+            self._decoding(samples),
+            batch_size=1,
+            **self._worker_options(),
         )
 
     def _eval_loader(self, clips: Sequence[Clip]) -> DataLoader:
+        samples = partial(self._samples, clips, False)
         return ClipLoader(
-            self.add_truth(self._samples(clips, training=False), training=False),
+            samples(self._decoder),
             self._left_out(clips),
+            self._decoding(samples),
             batch_size=1 if self.eval_frames is None else self.batch_size,
             **self._worker_options(),
         )
 
-    def _samples(self, clips: Sequence[Clip], training: bool) -> ClipDataset:
+    def _samples(
+        self, clips: Sequence[Clip], training: bool, decoder: GpuDecoder | None
+    ) -> Dataset:
         whole = self.sampling == "all" or (not training and self.eval_frames is None)
-        return ClipDataset(
+        samples = ClipDataset(
             clips,
             self.size,
             frames=self.frames if training else self.eval_frames or 1,
@@ -387,7 +439,15 @@ class VideoDataModule(LightningDataModule):
             by_identity=training and self.identity_sampling,
             seed=self.seed,
             backend=self.backend,
+            decoder=decoder,
         )
+        return self.add_truth(samples, training)
+
+    def _decoding(self, samples: Callable[[None], Dataset]) -> Decoding | None:
+        """Return what decodes here where a GPU does; `samples` makes the data set for the CPU."""
+        if self._decoder is None:
+            return None
+        return Decoding(self._decoder, self.size, samples(None))
 
     def _left_out(self, clips: Sequence[Clip]) -> Callable[[Failures], None]:
         """Return what names and counts those that turn out to be unreadable as they are loaded."""

@@ -11,11 +11,13 @@ from lmdvid.video import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Backend,
+    GpuDecoder,
     Reader,
     ScannedClip,
     VideoReadError,
     is_clip,
     reader_of,
+    unfit_for_gpu,
 )
 
 
@@ -34,6 +36,7 @@ class Clip:
         start: first usable frame.
         stop: one past the last usable frame.
         reader: what decodes it; found out in a scan, so that nobody looks into the file again.
+        unfit_for_gpu: where a GPU is to decode, why it does not decode this one; else empty.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Clip:
     start: int
     stop: int
     reader: Reader = field(repr=False)  # processes with other decoders have the same clips
+    unfit_for_gpu: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -116,6 +120,7 @@ def index_clips(
     scanned: Iterable[ScannedClip],
     identity: Callable[[str], str],
     backend: Backend,
+    decoder: GpuDecoder | None = None,
 ) -> tuple[list[Clip], dict[str, str]]:
     """Make clips of what `find_clips` found and a scan of it knows.
 
@@ -129,7 +134,8 @@ def index_clips(
         except VideoReadError as error:
             unreadable[str(path)] = str(error)
         else:
-            clips.append(Clip(str(path), key, identity(key), 0, facts.frames, reader))
+            unfit = "" if decoder is None else unfit_for_gpu(facts, decoder.name)
+            clips.append(Clip(str(path), key, identity(key), 0, facts.frames, reader, unfit))
     return clips, unreadable
 
 

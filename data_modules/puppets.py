@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
-from data_modules.base import VideoDataModule
+from data_modules.base import Device, VideoDataModule
 from data_modules.index import DataError
 from data_modules.puppet_clips import FIRST_TEST_SEED, PuppetDataset, PuppetSet, draw_set
 from data_modules.puppetry import KINDS, SIZES
@@ -46,6 +46,7 @@ class Puppets(VideoDataModule):
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every test clip with the next one.
         backend: decoder.
+        device: where frames are decoded, `cpu` or `cuda`; see `VideoDataModule`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Puppets(VideoDataModule):
         eval_frames: int | None = 16,
         pairs: str | None = None,
         backend: Backend = "auto",
+        device: Device = "cpu",
     ):
         for name, value, least in (
             ("train_identities", train_identities, 1),
@@ -102,6 +104,7 @@ class Puppets(VideoDataModule):
             pairs=pairs,
             max_unreadable=0.0,
             backend=backend,
+            device=device,
         )
         self._puppets = puppets
 

@@ -6,6 +6,7 @@ Nothing here imports Lightning, so that the workers of a loader start quickly.
 import csv
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data_modules.index import Clip, DataError, without_suffix
-from lmdvid.video import Backend, VideoReadError, centre_square, decode, resize
+from lmdvid.video import (
+    Backend,
+    GpuDecoder,
+    VideoReadError,
+    centre_square,
+    decode,
+    read_bytes,
+    resize,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +54,34 @@ def read_square(clip: Clip, frames: Sequence[int], size: int, backend: Backend) 
     return resize(centre_square(pictures), size)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Frames still to be decoded, as a worker hands them to the process that owns the GPU.
+
+    Attributes:
+        path: where the bytes come from.
+        data: the whole file.
+        frames: frame numbers of the file; a plain number stands for a picture without time axis.
+    """
+
+    path: str
+    data: bytes
+    frames: list[int] | int
+
+
+def read_frames(
+    clip: Clip, frames: Sequence[int], size: int, backend: Backend, decoder: GpuDecoder | None
+) -> torch.Tensor | Encoded:
+    """Read frames as `read_square` does, or only the bytes of what `decoder` is to decode.
+
+    Raises:
+        VideoReadError: if the file cannot be read.
+    """
+    if decoder is None or clip.unfit_for_gpu:
+        return read_square(clip, frames, size, backend)
+    return Encoded(clip.path, read_bytes(clip.path), list(frames))
+
+
 def frames_needed(frames: int, sampling: Sampling, stride: int) -> int:
     """How many frames a clip must have to be drawn from."""
     return (frames - 1) * stride + 1 if sampling == "consecutive" else 1
@@ -69,6 +106,8 @@ class ClipDataset(Dataset):
         by_identity: an item is an identity.
         seed: of all draws.
         backend: see `lmdvid.video.read_clip`.
+        decoder: decodes on a GPU what this data set then gives as `Encoded`, together with the
+            item, as the entry `item`; `Decoding` makes frames of it.
     """
 
     def __init__(
@@ -82,6 +121,7 @@ class ClipDataset(Dataset):
         by_identity: bool = False,
         seed: int = 0,
         backend: Backend = "auto",
+        decoder: GpuDecoder | None = None,
     ):
         self.clips = list(clips)
         self.size = size
@@ -91,6 +131,7 @@ class ClipDataset(Dataset):
         self.training = training
         self.seed = seed
         self.backend: Backend = backend
+        self.decoder = decoder
         groups: dict[str, list[Clip]] = {}
         for clip in self.clips:
             groups.setdefault(clip.identity if by_identity else clip.path, []).append(clip)
@@ -100,14 +141,15 @@ class ClipDataset(Dataset):
         return len(self._groups)
 
     def __getitem__(self, item: int | Item) -> dict[str, Any]:
-        epoch, draw, index = (0, item, item) if isinstance(item, int) else item
+        epoch, draw, index = asked = (0, item, item) if isinstance(item, int) else item
         rng = np.random.default_rng((self.seed, epoch, draw + 1))
         failed: Failures = []
         for _ in range(_TRIES if self.training else 1):
             group = self._groups[index]
             clip = group[int(rng.integers(len(group)))]
             try:
-                return self.load(clip, self._draw(clip, rng)) | {"failed": failed}
+                sample = self.load(clip, self._draw(clip, rng)) | {"failed": failed}
+                return sample if self.decoder is None else sample | {"item": asked}
             except VideoReadError as error:
                 failed.append((clip.path, str(error)))
                 index = int(rng.integers(len(self)))
@@ -116,7 +158,7 @@ class ClipDataset(Dataset):
     def load(self, clip: Clip, frames: np.ndarray) -> dict[str, Any]:
         """Read one sample: `video` (T,H,W,3) uint8, `key`, `frames` (T,)."""
         return {
-            "video": read_square(clip, frames.tolist(), self.size, self.backend),
+            "video": read_frames(clip, frames.tolist(), self.size, self.backend, self.decoder),
             "key": clip.key,
             "frames": torch.from_numpy(frames),
         }
@@ -157,6 +199,7 @@ class PairDataset(Dataset):
         frames: how many frames drive, from the clip's start, at most; None: all.
         stride: distance between driving frames.
         backend: see `lmdvid.video.read_clip`.
+        decoder: see `ClipDataset`.
     """
 
     def __init__(
@@ -166,12 +209,14 @@ class PairDataset(Dataset):
         frames: int | None,
         stride: int = 1,
         backend: Backend = "auto",
+        decoder: GpuDecoder | None = None,
     ):
         self.pairs = list(pairs)
         self.size = size
         self.frames = frames
         self.stride = stride
         self.backend: Backend = backend
+        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -182,15 +227,62 @@ class PairDataset(Dataset):
         pictures = []
         for clip, wanted in ((source, [source.start + frame]), (driving, frames)):
             try:
-                pictures.append(read_square(clip, wanted, self.size, self.backend))
+                read = read_frames(clip, wanted, self.size, self.backend, self.decoder)
+                pictures.append(read)
             except VideoReadError as error:
                 return {"failed": [(clip.path, str(error))]}
-        return {
-            "source": pictures[0][0],
+        sample = {
+            "source": _first(pictures[0]),
             "driving": pictures[1],
             "key": f"{without_suffix(source.key)}__{without_suffix(driving.key)}",
             "failed": [],
         }
+        return sample if self.decoder is None else sample | {"item": index}
+
+
+def _first(frames: torch.Tensor | Encoded) -> torch.Tensor | Encoded:
+    if isinstance(frames, torch.Tensor):
+        return frames[0]
+    return Encoded(frames.path, frames.data, np.atleast_1d(frames.frames).tolist()[0])
+
+
+class Decoding:
+    """Makes batches, on the GPU, of samples with `Encoded` entries; in the process that trains.
+
+    What the GPU's decoder cannot read after all is taken from a data set that uses the CPU alone:
+    where the file is damaged, this gives what it gives to runs without a GPU.
+
+    Args:
+        decoder: decodes.
+        size: side in pixels.
+        on_cpu: the same items, without a decoder.
+    """
+
+    def __init__(self, decoder: GpuDecoder, size: int, on_cpu: Dataset):
+        self.decoder = decoder
+        self.size = size
+        self.on_cpu = on_cpu
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Decode, cut, resize and collate."""
+        return collate([self._decoded(sample) for sample in samples])
+
+    def _decoded(self, sample: dict[str, Any]) -> dict[str, Any]:
+        item = sample.pop("item", None)  # absent where nothing could be read
+        try:
+            values = {name: self._frames(value) for name, value in sample.items()}
+        except VideoReadError as error:
+            log.warning("%s; the CPU tries", error)
+            values = {name: self._frames(value) for name, value in self.on_cpu[item].items()}
+        return values
+
+    def _frames(self, value: Any) -> Any:
+        if isinstance(value, Encoded):
+            numbers = [value.frames] if isinstance(value.frames, int) else value.frames
+            frames = self.decoder.read(value.path, value.data, numbers)
+            frames = resize(centre_square(frames), self.size)
+            return frames[0] if isinstance(value.frames, int) else frames
+        return value.to(self.decoder.device) if isinstance(value, torch.Tensor) else value
 
 
 def pair_with_next_identity(clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]]:
@@ -330,17 +422,28 @@ class ClipLoader(DataLoader):
     Args:
         dataset: its samples have an entry `failed`, and nothing else where nothing could be read.
         report: takes what failed, in this process and not in the workers.
+        decoding: makes batches of the samples in this process; without it the workers do.
         options: keywords of `DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset, report: Callable[[Failures], None], **options: Any):
-        options.setdefault("collate_fn", _joined)  # Lightning, making it again, gives it
+    def __init__(
+        self,
+        dataset: Dataset,
+        report: Callable[[Failures], None],
+        decoding: Decoding | None = None,
+        **options: Any,
+    ):
+        # Lightning, making it again, gives it.
+        options.setdefault("collate_fn", collate if decoding is None else list)
         super().__init__(dataset, **options)
         self.report = report
+        self.decoding = decoding
         self.batches_taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for self.batches_taken, batch in enumerate(super().__iter__(), 1):
+            if self.decoding is not None:
+                batch = self.decoding(batch)
             if failed := batch.pop("failed"):
                 self.report(failed)
             if batch:
@@ -375,8 +478,16 @@ class ResumableLoader(ClipLoader):
         self.sampler.draws = state["draws"]
 
 
-def _joined(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """One batch of all samples that could be read, and in `failed` what could not."""
     failed = [failure for sample in samples for failure in sample.pop("failed")]
     read = [sample for sample in samples if sample]
-    return (default_collate(read) if read else {}) | {"failed": failed}
+    if len(read) == 1:  # a copy of one long clip would take its time and memory again
+        batch = {name: _batch_of_one(value) for name, value in read[0].items()}
+    else:
+        batch = default_collate(read) if read else {}
+    return batch | {"failed": failed}
+
+
+def _batch_of_one(value: Any) -> Any:
+    return value[None] if isinstance(value, torch.Tensor) else default_collate([value])

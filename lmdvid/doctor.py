@@ -162,7 +162,7 @@ _TORCH = "install the build of torch for this machine: https://pytorch.org/get-s
 
 
 def video() -> Iterator[Finding]:
-    """Encoders, and a short clip written and read back with every decoder."""
+    """Encoders, a short clip written and read back with every decoder, and decoding on a GPU."""
     try:
         codec = import_module("av.codec").Codec
         clips = import_module("lmdvid.video")
@@ -190,6 +190,10 @@ def video() -> Iterator[Finding]:
                     raise ValueError(f"frames 0, 3, 7 have brightness {seen.tolist()}")
 
             yield _attempt(f"read mp4 with {backend}", read)
+    for name in ("decord", "torchcodec", "pyav"):
+        obstacle = clips.gpu_obstacle(name, torch.device("cuda", 0))
+        text = "works" if obstacle is None else f"not possible: {name} {obstacle}"
+        yield Finding(f"decode on a GPU with {name}", text)
 
 
 _VIDEO = "pip install --force-reinstall av decord"

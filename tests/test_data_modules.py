@@ -856,6 +856,7 @@ def test_processes_that_find_different_clips_stop(place):
         ({"jitter": 0.8}, "jitter is 0.8"),
         ({"seed": -1}, "seed is -1"),
         ({"backend": "opencv"}, "auto, decord, pyav"),
+        ({"device": "tpu"}, "device is 'tpu'; choose from cpu, cuda"),
         ({"max_unreadable": 5}, "max_unreadable is 5; it is a share"),
     ],
 )

@@ -5,6 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
+    from lmdvid.video.gpu import (
+        GpuDecoder,
+        NoGpuDecoderError,
+        find_gpu_decoder,
+        gpu_obstacle,
+        unfit_for_gpu,
+    )
     from lmdvid.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo, VideoReadError
     from lmdvid.video.read import (
         Backend,
@@ -13,6 +20,7 @@ if TYPE_CHECKING:
         decode,
         is_clip,
         probe,
+        read_bytes,
         read_clip,
         reader_of,
         stream_frames,
@@ -22,6 +30,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "frames": ("centre_square", "resize", "to_float", "to_uint8"),
+    "gpu": (
+        "GpuDecoder",
+        "NoGpuDecoderError",
+        "find_gpu_decoder",
+        "gpu_obstacle",
+        "unfit_for_gpu",
+    ),
     "info": ("IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "VideoInfo", "VideoReadError"),
     "read": (
         "Backend",
@@ -30,6 +45,7 @@ _MODULES = {
         "decode",
         "is_clip",
         "probe",
+        "read_bytes",
         "read_clip",
         "reader_of",
         "stream_frames",
@@ -42,6 +58,8 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Backend",
+    "GpuDecoder",
+    "NoGpuDecoderError",
     "Reader",
     "Scan",
     "ScannedClip",
@@ -51,8 +69,11 @@ __all__ = [
     "centre_square",
     "check_backend",
     "decode",
+    "find_gpu_decoder",
+    "gpu_obstacle",
     "is_clip",
     "probe",
+    "read_bytes",
     "read_clip",
     "reader_of",
     "resize",
@@ -60,6 +81,7 @@ __all__ = [
     "stream_frames",
     "to_float",
     "to_uint8",
+    "unfit_for_gpu",
     "write_image",
     "write_video",
 ]

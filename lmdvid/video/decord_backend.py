@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +71,37 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
         UnreliableTimesError: An edit list hides frames, or time stamps repeat.
         VideoReadError: The file or one of the frames cannot be read.
     """
+    return _read(path, str(path), indices, _decord().cpu(0))
+
+
+def cuda_obstacle(gpu: int) -> str | None:
+    """Why decord cannot decode on this GPU; None if nothing is known that stands against it."""
+    if not is_installed():
+        return "not installed"
+    if not _decord().gpu(gpu).exist:
+        return "sees no GPU, as its wheels are built without CUDA"
+    return None
+
+
+def read_on_gpu(path: Path, encoded: bytes, indices: Sequence[int], gpu: int) -> "Tensor":
+    """The frames at sorted, unique `indices` of a file's bytes, uint8 (T,H,W,3) on the GPU.
+
+    Raises:
+        VideoReadError: The file or one of the frames cannot be read on the GPU.
+    """
+    try:
+        return _read(path, BytesIO(encoded), indices, _decord().gpu(gpu))
+    except UnreliableTimesError:
+        raise VideoReadError(path, "decord: edit lists or repeated time stamps") from None
+
+
+def _read(path: Path, file: str | BytesIO, indices: Sequence[int], place: Any) -> "Tensor":
     import numpy as np
 
     decord = _decord()
     reader = None
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
+        reader = decord.VideoReader(file, ctx=place, num_threads=1, fault_tol=1)
         starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
         if not len(starts):
             raise VideoReadError(path, "no frame in it can be decoded")

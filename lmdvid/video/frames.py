@@ -40,7 +40,11 @@ def resize(frames: Tensor, size: int | tuple[int, int]) -> Tensor:
         return frames
     # Seen as channels-last: torch's uint8 kernel is at its fastest and needs no copy.
     planes = frames.permute(0, 3, 1, 2)
-    planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    if frames.is_cpu:
+        planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    else:  # only the CPU has that kernel for bytes; by floats the values differ by 1 at most
+        planes = F.interpolate(planes.float(), (height, width), mode="bilinear", antialias=True)
+        planes = planes.round_().clamp_(0, 255).to(torch.uint8)
     return planes.permute(0, 2, 3, 1).contiguous()
 
 

@@ -1,12 +1,16 @@
 """What is known about a clip without its frames, and the one error of reading."""
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from stat import S_ISREG
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIDEO_SUFFIXES = frozenset(
     ".avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split(),
@@ -54,6 +58,22 @@ class VideoInfo:
     has_audio: bool
     codec: str
     kind: Literal["video", "frames", "gif", "image"]
+
+
+def to_numbers(path: str | Path, indices: Iterable[int]) -> list[int]:
+    """Frame numbers as plain ints; at least one."""
+    numbers = [operator.index(index) for index in indices]
+    if not numbers:
+        raise ValueError(f"read_clip({path}): indices is empty; ask for one frame or more")
+    return numbers
+
+
+def in_order(frames: "Tensor", ordered: Sequence[int], numbers: Sequence[int]) -> "Tensor":
+    """Frames that were read as `ordered` arranged as `numbers`."""
+    if list(numbers) == ordered:
+        return frames
+    place = {number: row for row, number in enumerate(ordered)}
+    return frames[[place[number] for number in numbers]]
 
 
 def check_indices(path: Path, indices: Sequence[int], count: int) -> None:

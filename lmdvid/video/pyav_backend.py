@@ -7,8 +7,10 @@ scaler owned threads of the parent, the worker waits for them for ever.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
+from functools import lru_cache
+from io import BytesIO
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -17,9 +19,12 @@ from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, check_indi
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
+    from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
     from av.video.stream import VideoStream
     from torch import Tensor
+
+_BT709, _BT601, _FULL_RANGE = 1, (2, 5, 6), 2  # FFmpeg's numbers; 2 means that no tag is there
 
 
 class Header(NamedTuple):
@@ -29,6 +34,8 @@ class Header(NamedTuple):
         info: what everybody may know.
         container: FFmpeg's name of the container.
         pix_fmt: of the first frame.
+        colours: how it departs from BT.601 in limited range, which untagged files are taken to
+            have: nothing, `full`, `bt709`, `bt709 full` or `other`.
         rotation: degrees, counterclockwise, by which frames are turned to be upright.
         tilted: whether that is only nearly what the file asks for.
         key_frames: how many there are.
@@ -41,6 +48,7 @@ class Header(NamedTuple):
     info: VideoInfo
     container: str
     pix_fmt: str
+    colours: str
     rotation: int
     tilted: bool
     key_frames: int
@@ -99,6 +107,7 @@ def header(path: Path) -> Header:
             info=info,
             container=container.format.name,
             pix_fmt=frame.format.name,
+            colours=_colours(frame),
             rotation=90 * turns,
             tilted=frame.rotation % 90 != 0,
             key_frames=len(keys),
@@ -107,6 +116,13 @@ def header(path: Path) -> Header:
             clean_keys=second is None or _starts_here(stream, second),
             odd_times=odd_times,
         )
+
+
+def _colours(frame: "VideoFrame") -> str:
+    if frame.colorspace not in (_BT709, *_BT601):
+        return "other"
+    words = ("bt709", frame.colorspace == _BT709), ("full", frame.color_range == _FULL_RANGE)
+    return " ".join(word for word, applies in words if applies)
 
 
 def _starts_here(stream: "VideoStream", key: "Packet") -> bool:
@@ -157,13 +173,84 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
     from its key frame, or from the one before; where seeking does not find them (MPEG-TS,
     repeated time stamps) the file is decoded from its start.
     """
+    return _read(path, indices, lambda: _opened(path), _converter())
+
+
+def cuda_obstacle(gpu: int) -> str | None:
+    """Why PyAV cannot decode on this GPU; None if nothing is known that stands against it."""
+    try:
+        _hardware(gpu)
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return f"FFmpeg cannot use it ({reason.lower()}; it needs NVIDIA's driver)"
+    return None
+
+
+def read_on_gpu(path: Path, encoded: bytes, indices: Sequence[int], gpu: int) -> "Tensor":
+    """The frames at sorted, unique `indices` of a file's bytes, uint8 (T,H,W,3) on the GPU.
+
+    Raises:
+        VideoReadError: The file or one of the frames cannot be read on the GPU.
+    """
+    import torch
+
+    def convert(frame: "VideoFrame") -> "Tensor":
+        if frame.format.name != "cuda":
+            raise VideoReadError(path, f"FFmpeg decodes {frame.format.name} on the CPU")
+        # FFmpeg's copy into the frame must have ended before torch reads it.
+        torch.cuda.synchronize(gpu)
+        luma, chroma = (torch.from_dlpack(plane.__dlpack__()) for plane in frame.planes)
+        bt709, full = frame.colorspace == _BT709, frame.color_range == _FULL_RANGE
+        rgb = nv12_to_rgb(luma, chroma, bt709, full)
+        return torch.rot90(rgb, _quarter_turns(frame)).contiguous()
+
+    try:
+        return _read(path, indices, lambda: _opened(path, encoded, gpu), convert)
+    except NotImplementedError as error:
+        raise VideoReadError(path, f"FFmpeg does not decode it on the GPU ({error})") from None
+
+
+def nv12_to_rgb(
+    luma: "Tensor", chroma: "Tensor", bt709: bool = False, full_range: bool = False
+) -> "Tensor":
+    """YUV 4:2:0 as decoders on GPUs give it to RGB, where the planes are.
+
+    Args:
+        luma: (H,W) uint8.
+        chroma: (ceil(H/2),ceil(W/2),2) uint8, blue and red difference; each serves 2x2 pixels.
+        bt709: colours are those of ITU-R BT.709, else those of BT.601.
+        full_range: values take all of 0 to 255, else luma 16 to 235 and chroma 16 to 240.
+
+    Returns:
+        (H,W,3) uint8.
+    """
+    import torch
+
+    red, blue = (0.2126, 0.0722) if bt709 else (0.299, 0.114)
+    green = 1 - red - blue
+    height, width = luma.shape
+    black, luma_gain, chroma_gain = (0, 1.0, 1.0) if full_range else (16, 255 / 219, 255 / 224)
+    y = (luma.float() - black) * luma_gain
+    wide = chroma.repeat_interleave(2, 0)[:height].repeat_interleave(2, 1)[:, :width]
+    u, v = ((wide.float() - 128) * chroma_gain).unbind(-1)
+    r = y + 2 * (1 - red) * v
+    b = y + 2 * (1 - blue) * u
+    g = y - (2 * red * (1 - red) * v + 2 * blue * (1 - blue) * u) / green
+    return torch.stack((r, g, b), -1).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _read(
+    path: Path,
+    indices: Sequence[int],
+    opened: "Callable[[], AbstractContextManager[tuple[InputContainer, VideoStream]]]",
+    convert: "Callable[[VideoFrame], Tensor]",
+) -> "Tensor":
     from av.error import FFmpegError
 
     from lmdvid.video.frames import stack
 
-    convert = _converter()
     found: dict[int, Tensor] = {}
-    with _opened(path) as (container, stream):
+    with opened() as (container, stream):
         times, keys, exact = _index(container, stream)
         check_indices(path, indices, len(times))
         wanted = {times[index]: index for index in indices}
@@ -182,7 +269,7 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
                 else:
                     break  # seeking does not work here
     if len(found) < len(wanted):
-        with _opened(path) as (container, stream):
+        with opened() as (container, stream):
             packets = _packets(container, stream)
             decoded = chain.from_iterable(packet.decode() for packet in packets)
             for number, frame in enumerate(decoded):
@@ -198,13 +285,17 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 
 @contextmanager
-def _opened(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
+def _opened(
+    path: Path, encoded: bytes | None = None, gpu: int | None = None
+) -> "Iterator[tuple[InputContainer, VideoStream]]":
     import av
     from av.error import FFmpegError
     from av.stream import Disposition
 
+    file = str(path) if encoded is None else BytesIO(encoded)
+    hardware = None if gpu is None else _hardware(gpu)
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(file, "r", metadata_errors="ignore", hwaccel=hardware) as container:
             stream = cast("VideoStream | None", container.streams.best("video"))
             if not len(container.streams):
                 raise VideoReadError(path, "not a video, or damaged (nothing in it is whole)")
@@ -218,6 +309,35 @@ def _opened(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
     except FFmpegError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise VideoReadError(path, f"not a video, or damaged ({reason})") from None
+
+
+@lru_cache
+def _hardware(gpu: int) -> "HWAccel":
+    """How FFmpeg decodes on this GPU.
+
+    Raises:
+        OSError: It cannot.
+    """
+    import av
+    import torch
+    from av.codec.hwaccel import HWAccel
+
+    # In torch's context, so that both work in order; else in one of FFmpeg's choice, as the GPU's
+    # primary context cannot be had where torch has opened it with other flags.
+    if torch.cuda.is_available():
+        torch.zeros(1, device=f"cuda:{gpu}")
+    failure: OSError | None = None
+    contexts: tuple[dict[str, object], ...] = ({"primary_ctx": "0", "current_ctx": "1"}, {})
+    for options in contexts:
+        hardware = HWAccel("cuda", str(gpu), False, options, is_hw_owned=True)
+        try:
+            av.CodecContext.create("h264", "r", hwaccel=hardware)
+        except OSError as error:
+            failure = error
+        else:
+            return hardware
+    assert failure is not None
+    raise failure
 
 
 def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packet]":

@@ -1,6 +1,6 @@
 """Reading clips, whatever holds them: one routing function, one error."""
 
-import operator
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -9,12 +9,23 @@ from stat import S_ISDIR
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lmdvid.video import decord_backend, pictures, pyav_backend
-from lmdvid.video.info import VIDEO_SUFFIXES, VideoInfo, VideoReadError, status
+from lmdvid.video.info import (
+    VIDEO_SUFFIXES,
+    VideoInfo,
+    VideoReadError,
+    in_order,
+    status,
+    to_numbers,
+)
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from lmdvid.video.gpu import GpuDecoder
     from lmdvid.video.scan import ScannedClip
+
+log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "decord", "pyav"]
 
@@ -34,7 +45,12 @@ def probe(path: str | Path) -> VideoInfo:
     return pictures.probe(path) if _is_pictures(path, found) else _header(path, found).info
 
 
-def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto") -> "Tensor":
+def read_clip(
+    path: str | Path,
+    indices: Iterable[int],
+    backend: Backend = "auto",
+    device: "str | torch.device" = "cpu",
+) -> "Tensor":
     """Frames of a clip by their numbers, each exactly the frame stored there.
 
     Args:
@@ -47,21 +63,68 @@ def read_clip(path: str | Path, indices: Iterable[int], backend: Backend = "auto
             one; pictures need neither. Both give the same pixels, bit for bit, because decord is
             given 8-bit 4:2:0 only: of what it is not given it would make slightly other colours
             (2 to 4 of 255 levels on average for odd sizes and 10-bit).
+        device: Where the frames are to be. On `cuda` (or `cuda:1`) an NVIDIA GPU decodes, by the
+            first that works there of decord, torchcodec and PyAV, or the one that `backend`
+            insists on; what it would get wrong, and all where `auto` finds none, is decoded on
+            the CPU. Not in forked processes.
 
     Returns:
-        (T, H, W, 3) uint8 RGB, upright.
+        (T, H, W, 3) uint8 RGB, upright, on `device`. A GPU's pixels differ from the CPU's by
+        about one grey level, as they are rounded elsewhere.
 
     Raises:
         VideoReadError: The file is missing or damaged, an index is out of range, or the backend
             that was insisted on does not read this file exactly.
         ModuleNotFoundError: `backend="decord"` without decord.
+        NoGpuDecoderError: The backend that was insisted on does not decode on this GPU.
     """
-    numbers = [operator.index(index) for index in indices]
-    if not numbers:
-        raise ValueError(f"read_clip({path}): indices is empty; ask for one frame or more")
+    numbers = to_numbers(path, indices)
     path = Path(path)
+    if str(device).startswith("cuda"):
+        decoder = _gpu_decoder(str(device), backend)
+        if decoder is not None and not _unfit_for_gpu(path, decoder):
+            try:
+                return decoder.read(path, read_bytes(path), numbers)
+            except VideoReadError as error:
+                log.warning("%s; the CPU tries", error)
     reader = route(path, backend)
-    return decode(path, numbers, reader, insist=backend == "decord")
+    return decode(path, numbers, reader, insist=backend == "decord").to(device)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A whole file.
+
+    Raises:
+        VideoReadError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise VideoReadError(path, str(error.strerror).lower()) from None
+
+
+@lru_cache
+def _gpu_decoder(device: str, backend: Backend) -> "GpuDecoder | None":
+    import torch
+
+    from lmdvid.video.gpu import NoGpuDecoderError, find_gpu_decoder
+
+    decoder, explanation = find_gpu_decoder(torch.device(device), backend)
+    if decoder is None and not torch.cuda.is_available():
+        raise NoGpuDecoderError(f"torch {torch.__version__} finds no GPU for device='{device}'")
+    log.log(logging.INFO if decoder else logging.WARNING, explanation)
+    return decoder
+
+
+def _unfit_for_gpu(path: Path, decoder: "GpuDecoder") -> str:
+    from lmdvid.video.gpu import unfit_for_gpu
+    from lmdvid.video.scan import ScannedClip, facts_of_video
+
+    found = status(path)
+    if _is_pictures(path, found):
+        return "pictures"
+    facts = ScannedClip(path.name, **facts_of_video(_header(path, found)))
+    return unfit_for_gpu(facts, decoder.name)
 
 
 def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool = False) -> "Tensor":
@@ -83,10 +146,7 @@ def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool =
             if insist:
                 raise _refused(path, "edit lists or repeated time stamps") from None
             frames = pyav_backend.read(path, ordered)
-    if list(indices) == ordered:
-        return frames
-    place = {number: row for row, number in enumerate(ordered)}
-    return frames[[place[number] for number in indices]]
+    return in_order(frames, ordered, indices)
 
 
 def stream_frames(path: str | Path) -> "Iterator[Tensor]":

@@ -29,13 +29,13 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from lmdvid.video import decord_backend, pictures, pyav_backend
-from lmdvid.video.info import VideoReadError, status
+from lmdvid.video.info import VideoInfo, VideoReadError, status
 
 log = logging.getLogger(__name__)
 
 MANIFEST = ".lmdvid_clips.csv"
 
-_VERSION = 1  # of what is looked for; rows of another version are made again
+_VERSION = 2  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
@@ -58,6 +58,8 @@ class ScannedClip:
         height: pixels, after rotation.
         rotation: degrees, counterclockwise, by which frames are turned to be upright.
         codec: FFmpeg's name of it, or the format of the pictures.
+        pixels: FFmpeg's name of the pixel format, and behind it how the colours depart from BT.601
+            in limited range: `bt709`, `full` or `other`; nothing for pictures.
         key_frames: how many there are; decoding begins at these.
         suspicious: what decord would get wrong in it; PyAV reads it then.
         error: why it cannot be read; no other fact is known then.
@@ -74,6 +76,7 @@ class ScannedClip:
     height: int = 0
     rotation: int = 0
     codec: str = ""
+    pixels: str = ""
     key_frames: int = 0
     suspicious: str = ""
     error: str = ""
@@ -272,16 +275,15 @@ def _load(place: Path) -> dict[str, ScannedClip]:
 
 
 def _parse(line: list[str]) -> ScannedClip:
-    path, size, mtime, kind, frames, fps, width, height, turn, codec, keys, odd, error, version = (
-        line
-    )
+    path, size, mtime, kind, frames, fps, width, height, turn, codec, *rest = line
+    pixels, keys, odd, error, version = rest
     numbers = [int(text) for text in (size, mtime, frames, width, height, turn, keys, version)]
     size, mtime, frames, width, height, turn, keys, version = numbers
     if not error and (frames < 1 or width < 1 or height < 1):
         raise ValueError(f"{path} without frames")
     return ScannedClip(
-        path, size, mtime, kind, frames, _fraction(fps), width, height, turn, codec, keys, odd,
-        error, version,
+        path, size, mtime, kind, frames, _fraction(fps), width, height, turn, codec, pixels, keys,
+        odd, error, version,
     )  # fmt: skip
 
 
@@ -439,24 +441,31 @@ def look(path: Path) -> dict[str, Any]:
     """Facts about one clip by their names in the table, or the entry `error` alone."""
     try:
         if path.is_dir():
-            info, rotation, suspicious = pictures.probe(path), 0, ""
-            keys = info.frames
-        else:
-            header = pyav_backend.header(path)
-            info, rotation, keys = header.info, header.rotation, header.key_frames
-            suspicious = decord_backend.unfit(header)
+            info = pictures.probe(path)
+            return _facts(info) | {"key_frames": info.frames}
+        return facts_of_video(pyav_backend.header(path))
     except VideoReadError as error:
         return {"error": error.reason if error.path == path else str(error)}
+
+
+def facts_of_video(header: pyav_backend.Header) -> dict[str, Any]:
+    """What the table says of a file with this header."""
+    return _facts(header.info) | {
+        "rotation": header.rotation,
+        "pixels": f"{header.pix_fmt} {header.colours}".strip(),
+        "key_frames": header.key_frames,
+        "suspicious": decord_backend.unfit(header),
+    }
+
+
+def _facts(info: VideoInfo) -> dict[str, Any]:
     return {
         "kind": info.kind,
         "frames": info.frames,
         "fps": str(info.fps),
         "width": info.width,
         "height": info.height,
-        "rotation": rotation,
         "codec": info.codec,
-        "key_frames": keys,
-        "suspicious": suspicious,
     }
 
 
