@@ -754,7 +754,7 @@ class _Head:
         self.spacing = who.span("eye_spacing", 0.30, 0.35) * self.wide
         self.volume = who.span("hair_volume", 0.0, 0.09)
         yaw, pitch, roll = pose["yaw"], pose["pitch"], pose["roll"]
-        scene = canvas.screen().at(0.0, 0.06, 1.12, 0.0, 0.0, 1.12)  # so near that the face fills it
+        scene = canvas.screen().at(0.0, 0.06, 1.12, 0.0, 0.0, 1.12)  # near enough for faces
         # The head hangs on the neck and rolls about a point below it; the torso follows partly.
         neck_x, neck_y = 0.62 * pose["x"], 0.48 + 0.5 * pose["y"]
         plane = scene.at(
