@@ -1,31 +1,40 @@
 """A picture moves with a video: on tensors, on streams of frames, from file to file."""
 
-import contextlib
 import itertools
+import math
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
 from lmdvid.pretrained import load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
+    VideoInfo,
     VideoWriter,
-    centre_square,
+    frame_times,
     probe,
-    read_clip,
-    resize,
     stream_frames,
     to_float,
     to_uint8,
     write_image,
 )
+from lmdvid.video.overlap import read_ahead, write_behind
+
+T = TypeVar("T")
+Paths = str | Path | Sequence[str | Path]
+Column = tuple[Tensor, tuple[Tensor, ...]]
+"""A driving frame uint8 (size, size, 3), and what each source became, float (3, size, size)."""
 
 
 class AnimationError(ValueError):
@@ -55,20 +64,27 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
+            On a CPU its weights are laid out channels last, which changes no value and is faster.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it.
-        batch_size: Driving frames per pass.
+        batch_size: Driving frames per pass. None is 8, on a CPU fewer of larger frames: there what
+            stays in its caches is faster.
     """
 
     def __init__(
-        self, network: nn.Module, dtype: torch.dtype | None = None, batch_size: int = 8
+        self, network: nn.Module, dtype: torch.dtype | None = None, batch_size: int | None = None
     ) -> None:
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise AnimationError(f"dtype={dtype}: choose torch.float32 or torch.bfloat16")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise AnimationError(f"batch_size={batch_size}: choose 1 or more")
-        self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.device = next(network.parameters()).device
+        if self.device.type == "cpu":
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype or torch.float32
+        if batch_size is None:
+            fitting = (256 // self.size) ** 2 if self.device.type == "cpu" else 8
+            batch_size = max(1, min(8, fitting))
         self.batch_size = batch_size
 
     @classmethod
@@ -77,7 +93,7 @@ class Animator:
         path: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> "Animator":
         """Load a converted folder or a training checkpoint (its averaged generator).
 
@@ -85,7 +101,7 @@ class Animator:
             path: Folder with `config.json` and `model.safetensors`, or a `.ckpt` file.
             device: `cpu`, `cuda`, `mps`, ...
             dtype: None is float32.
-            batch_size: Driving frames per pass.
+            batch_size: Driving frames per pass; see `Animator`.
 
         Raises:
             WeightsError: If it cannot be loaded.
@@ -101,24 +117,44 @@ class Animator:
         """Side in pixels of the pictures that the network takes and makes."""
         return self.network.size
 
-    def animate(self, source: Tensor, driving: Tensor, mode: Mode = "relative") -> Tensor:
+    def animate(
+        self,
+        source: Tensor,
+        driving: Tensor,
+        mode: Mode = "relative",
+        absolute_directions: Sequence[int] = (),
+        magnitude: float = 1.0,
+    ) -> Tensor:
         """Move a picture with a clip.
+
+        With magnitudes a(x_s) of the source, a(x_t) of driving frame t, and the factor m, the
+        source is shown at a(x_s) + m (a(x_t) - a(x_1)) in mode `relative`, at m a(x_t) in mode
+        `absolute`. The directions are orthogonal, so that each can have a mode of its own.
 
         Args:
             source: (3, size, size) in [-1, 1].
             driving: (T, 3, size, size) in [-1, 1].
             mode: `relative` starts from the source's pose and applies the driving video's change
                 since its first frame; `absolute` takes the driving poses as they are.
+            absolute_directions: Directions, counted from 0, that are absolute in mode `relative`.
+            magnitude: The factor m: 1 copies the motion, 2 doubles it, 0 leaves in mode `relative`
+                the source as it is and in mode `absolute` shows it in the pose without motion.
 
         Returns:
             (T, 3, size, size) float32, unclamped.
         """
         if not len(driving):
             raise AnimationError("the driving clip has no frames")
-        return torch.stack(list(self.stream(source, driving, mode)))
+        frames = self.stream(source, driving, mode, absolute_directions, magnitude)
+        return torch.stack(list(frames))
 
     def stream(
-        self, source: Tensor, frames: Iterable[Tensor], mode: Mode = "relative"
+        self,
+        source: Tensor,
+        frames: Iterable[Tensor],
+        mode: Mode = "relative",
+        absolute_directions: Sequence[int] = (),
+        magnitude: float = 1.0,
     ) -> Iterator[Tensor]:
         """Move a picture with frames as they come.
 
@@ -126,141 +162,205 @@ class Animator:
             source: (3, size, size) in [-1, 1].
             frames: Any number of (3, size, size) in [-1, 1].
             mode: See `animate`.
+            absolute_directions: See `animate`.
+            magnitude: See `animate`.
 
         Returns:
             An iterator over a frame (3, size, size) float32, unclamped, for each driving frame.
 
         Raises:
-            AnimationError: For a wrong shape or mode.
+            AnimationError: For a wrong shape, mode, direction or magnitude.
         """
-        if mode not in ("relative", "absolute"):
-            raise AnimationError(f"mode={mode!r}: choose 'relative' or 'absolute'")
+        _check_motion(mode, absolute_directions, magnitude)
+        subject = self._subject(source, absolute_directions)
+        return (made for (made,) in self._stream([subject], frames, mode, magnitude))
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # Entered for each pass, not around the loop: the caller's code runs between two frames.
+        half = self.dtype != torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
+            yield
+
+    def _subject(self, source: Tensor, absolute_directions: Sequence[int]) -> "_Subject":
         if source.shape != (3, self.size, self.size):
             raise AnimationError(
                 f"source has shape {tuple(source.shape)}: this network takes "
                 f"(3, {self.size}, {self.size})"
             )
-        return self._stream(source, frames, mode)
+        with self._inference():
+            image = source[None].to(self.device)
+            encoded = self.network.encode_source(image)
+            if not absolute_directions:
+                return _Subject(encoded)
+            codes = self.network.encode_motion(image)
+        for direction in absolute_directions:
+            if not 0 <= direction < codes.shape[-1]:
+                raise AnimationError(
+                    f"no direction {direction}: this network has {codes.shape[-1]}, "
+                    f"counted from 0 to {codes.shape[-1] - 1}"
+                )
+        return _Subject(encoded, codes, list(absolute_directions))
 
-    def _stream(self, source: Tensor, frames: Iterable[Tensor], mode: Mode) -> Iterator[Tensor]:
-        # Entered for each pass, not around the loop: the caller's code runs between two frames.
-        @contextlib.contextmanager
-        def inference():
-            half = self.dtype != torch.float32
-            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
-                yield
-
-        with inference():
-            encoded = self.network.encode_source(source[None].to(self.device))
-        reference = None
+    def _stream(
+        self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], mode: Mode, magnitude: float
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Each subject moved by each frame, which is encoded once for all of them."""
+        first = None
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            with inference():
+            with self._inference():
                 codes = self.network.encode_motion(torch.stack(batch).to(self.device))
-                if reference is None:
-                    reference = codes[:1]
-                rendered = self.network.render(encoded, codes, reference, mode)
-            yield from rendered.float()
+                codes = magnitude * codes
+                first = codes[:1] if first is None else first
+                made = [
+                    self.network.render(s.encoded, codes, s.reference(first), mode).float()
+                    for s in subjects
+                ]
+            yield from zip(*made, strict=True)
 
     def animate_file(
         self,
-        source: str | Path,
-        driving: str | Path,
+        source: Paths,
+        driving: Paths,
         output: str | Path,
         mode: Mode | None = None,
-        fit: Literal["crop", "pad"] = "crop",
+        fit: Fit = "crop",
         side_by_side: bool = False,
         audio: bool = True,
         progress: bool = False,
+        *,
+        absolute_directions: Sequence[int] = (),
+        magnitude: float = 1.0,
+        crop: Crop = None,
+        driving_crop: Crop = None,
+        paste_back: bool = False,
     ) -> Path:
         """Move the picture in a file with the video in another, in bounded memory.
 
+        Reading and writing run in threads beside the network. Several sources or drivings make
+        one video, a grid with a row for each source and a column for each driving, which are shown
+        at its left and top. It has the rate and the sound of the first driving (of the first
+        video's rate, where there are pictures too), in which the others keep their speed, and
+        lasts as long as the longest; the others then hold their last frame.
+
         Args:
-            source: A picture; of a video, its first frame.
-            driving: A video, gif, folder of frames, or a single picture.
-            output: `.mp4` or `.gif`; `.png` or `.jpg` for a single driving picture; `.npz` for the
+            source: A picture; of a video, its first frame. Or several.
+            driving: A video, gif, folder of frames, or a single picture. Or several.
+            output: `.mp4` or `.gif`; `.png` or `.jpg` for driving pictures; `.npz` for the
                 exact float32 frames, `video` (T, 3, size, size) unclamped with `fps` (numerator,
                 denominator), which unlike the others are held in memory.
-            mode: See `animate`. None is `relative` for videos and `absolute` for a single picture.
+            mode: See `animate`. None is `relative` for videos and `absolute` for a single picture,
+                unless there are `absolute_directions`: then it gives the source these alone.
             fit: Pictures that are not square are cropped or padded, never squashed.
             side_by_side: Show source | driving | result.
             audio: Keep the driving video's sound.
             progress: Show a progress bar with frames per second.
+            absolute_directions: See `animate`.
+            magnitude: See `animate`.
+            crop: Use only a part of the sources, (x, y, width, height) in pixels, or `face` for
+                the largest face with room around it, which needs OpenCV.
+            driving_crop: The same for the drivings; `face` is looked for in the first frame, and
+                the box stays where it is.
+            paste_back: Show the whole source picture in its own size, with the result where the
+                part was that the network saw, its edge feathered.
 
         Returns:
-            The path written. Frame rate and number of frames are the driving video's.
+            The path written. The number of frames and the times at which they are shown are the
+            driving video's.
 
         Raises:
             VideoReadError: If an input cannot be read.
+            FramingError: If a box does not lie in its picture, or a face cannot be found.
             AnimationError: If the output's suffix, or the mode for this input, makes no sense.
         """
         output = Path(output)
-        suffix = output.suffix.lower()
-        if suffix not in {".mp4", ".m4v", ".gif", ".npz", *IMAGE_SUFFIXES}:
-            raise AnimationError(
-                f"cannot write {output.name}: choose .mp4, .gif, .png, .jpg or .npz"
-            )
-        info = probe(driving)
-        if info.kind == "image":
-            if mode == "relative":
-                raise AnimationError(
-                    "one driving picture holds no motion relative to itself: use mode absolute"
-                )
-            mode = "absolute"
-        elif suffix in IMAGE_SUFFIXES:
-            raise AnimationError(f"{driving} is a video: write to .mp4, .gif or .npz, not {suffix}")
-        if suffix == ".npz" and side_by_side:
-            raise AnimationError("an .npz holds the result alone: leave side-by-side out")
+        sources, drivings = _listed(source, "source"), _listed(driving, "driving")
+        grid = len(sources) > 1 or len(drivings) > 1
+        infos = [probe(path) for path in drivings]
+        _check_output(output, drivings, infos, side_by_side, paste_back, grid)
+        _check_overwriting(output, [*sources, *drivings])
+        modes: list[Mode] = [_mode_for(info, mode, absolute_directions) for info in infos]
+        for chosen in modes:
+            _check_motion(chosen, absolute_directions, magnitude)
 
-        picture = self._fitted(read_clip(source, [0]), fit)[0]
-        frames = self._fitted_stream(driving, fit)
-        if side_by_side:
-            frames, shown = itertools.tee(frames)
-        result = self.stream(to_float(picture), (to_float(f) for f in frames), mode or "relative")
-        if progress:
-            result = _with_progress(result, info.frames)
+        pictures = [_first(path) for path in sources]
+        framings = [
+            Framing.choose(path, picture, crop, fit, self.size)
+            for path, picture in zip(sources, pictures, strict=True)
+        ]
+        views = [
+            Framing.choose(path, _first(path), driving_crop, fit, self.size) for path in drivings
+        ]
+        faces = [framing(picture) for framing, picture in zip(framings, pictures, strict=True)]
+        subjects = [self._subject(to_float(face), absolute_directions) for face in faces]
+        if paste_back:
+            layout = _pasted_back(PasteBack(pictures[0], framings[0]))
+        elif grid:
+            layout = _grid(faces)
+        else:
+            layout = _row(faces[0] if side_by_side else None)
 
-        if suffix == ".npz":
-            _save_npz(output, np.stack([frame.cpu().numpy() for frame in result]), info.fps)
-            return output
+        # Pictures have no rate of their own, so the first video gives it.
+        lead = next((info for info in infos if info.kind != "image"), infos[0])
+        paces = [lead.fps / info.fps for info in infos]
+        with ExitStack() as running:
+            columns = []
+            for path, view, pace, chosen in zip(drivings, views, paces, modes, strict=True):
+                frames = _seen(stream_frames(path), view)
+                frames = running.enter_context(read_ahead(frames))
+                columns.append(self._column(subjects, _at_pace(frames, pace), chosen, magnitude))
+            moments = _together(columns)
+            if progress:
+                total = max(math.ceil(i.frames * p) for i, p in zip(infos, paces, strict=True))
+                moments = running.enter_context(closing(_with_progress(moments, total)))
 
-        finished = (to_uint8(frame.cpu()) for frame in result)
-        if side_by_side:
-            pairs = zip(finished, shown, strict=False)
-            finished = (torch.cat([picture, driver, made], dim=1) for made, driver in pairs)
-        if suffix in IMAGE_SUFFIXES:
-            write_image(output, next(finished))
-            return output
-        sound = driving if audio and info.has_audio and suffix != ".gif" else None
-        with VideoWriter(output, info.fps, audio_from=sound) as writer:
-            for frame in finished:
-                writer.write(frame)
+            if output.suffix.lower() == ".npz":
+                _save_npz(output, (made.cpu().numpy() for ((_, (made,)),) in moments), lead.fps)
+            elif output.suffix.lower() in IMAGE_SUFFIXES:
+                write_image(output, layout(next(moments)))
+            else:
+                sound = drivings[0] if audio and infos[0].has_audio else None
+                times = None if grid else frame_times(drivings[0])
+                with VideoWriter(output, lead.fps, audio_from=sound, times=times) as writer:
+
+                    def show(columns: Sequence[Column]) -> None:
+                        writer.write(layout(columns))
+
+                    with write_behind(show) as later:
+                        for moment in moments:
+                            later(moment)
         return output
 
-    def _fitted(self, frames: Tensor, fit: Literal["crop", "pad"]) -> Tensor:
-        """uint8 (T, H, W, 3) to (T, size, size, 3)."""
-        return resize(centre_square(frames, fit), self.size)
-
-    def _fitted_stream(self, path: str | Path, fit: Literal["crop", "pad"]) -> Iterator[Tensor]:
-        for frame in stream_frames(path):
-            yield self._fitted(frame[None], fit)[0]
+    def _column(
+        self, subjects: "Sequence[_Subject]", frames: Iterator[Tensor], mode: Mode, magnitude: float
+    ) -> Iterator[Column]:
+        frames, shown = itertools.tee(frames)
+        made = self._stream(subjects, (to_float(frame) for frame in frames), mode, magnitude)
+        return zip(shown, made, strict=True)
 
 
 def animate_file(
-    source: str | Path,
-    driving: str | Path,
+    source: Paths,
+    driving: Paths,
     checkpoint: str | Path,
     output: str | Path,
     mode: Mode | None = None,
     side_by_side: bool = False,
-    fit: Literal["crop", "pad"] = "crop",
-    batch_size: int = 8,
+    fit: Fit = "crop",
+    batch_size: int | None = None,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     audio: bool = True,
     progress: bool = True,
+    *,
+    absolute_directions: Sequence[int] = (),
+    magnitude: float = 1.0,
+    crop: Crop = None,
+    driving_crop: Crop = None,
+    paste_back: bool = False,
 ) -> Path:
-    """Load a checkpoint and move one picture: what `lmdvid animate` does.
+    """Load a checkpoint and move pictures: what `lmdvid animate` does.
 
     `device` may be `auto`: CUDA, then Apple's GPU, then the CPU, whichever is there. The other
     arguments are those of `Animator.from_pretrained` and `Animator.animate_file`.
@@ -277,22 +377,183 @@ def animate_file(
         ) from error
     animator = Animator.from_pretrained(checkpoint, device, getattr(torch, dtype), batch_size)
     return animator.animate_file(
-        source, driving, output, mode, fit, side_by_side, audio=audio, progress=progress
+        source,
+        driving,
+        output,
+        mode,
+        fit,
+        side_by_side,
+        audio,
+        progress,
+        absolute_directions=absolute_directions,
+        magnitude=magnitude,
+        crop=crop,
+        driving_crop=driving_crop,
+        paste_back=paste_back,
     )
 
 
-def _save_npz(path: Path, video: np.ndarray, fps: Fraction) -> None:
+@dataclass(frozen=True)
+class _Subject:
+    """A picture that is going to move: what the network made of it, and its absolute directions."""
+
+    encoded: Any
+    codes: Tensor | None = None
+    directions: Sequence[int] = ()
+
+    def reference(self, first: Tensor) -> Tensor:
+        """What the driver's magnitudes are counted from: those of its first frame.
+
+        In absolute directions it is the subject's own: a(x_s) + a(x_t) - a(x_s) is a(x_t).
+        """
+        if self.codes is None:
+            return first
+        reference = first.clone()
+        reference[:, self.directions] = self.codes[:, self.directions]
+        return reference
+
+
+def _check_motion(mode: Mode, absolute_directions: Sequence[int], magnitude: float) -> None:
+    if mode not in ("relative", "absolute"):
+        raise AnimationError(f"mode={mode!r}: choose 'relative' or 'absolute'")
+    if mode == "absolute" and absolute_directions:
+        raise AnimationError(
+            "in mode absolute every direction is absolute: leave absolute directions out, or "
+            "choose mode relative for the others"
+        )
+    if not math.isfinite(magnitude):
+        raise AnimationError(f"magnitude={magnitude}: choose a finite number, such as 1.5")
+
+
+def _mode_for(info: VideoInfo, mode: Mode | None, absolute_directions: Sequence[int]) -> Mode:
+    if info.kind != "image" or absolute_directions:
+        return mode or "relative"
+    if mode == "relative":
+        raise AnimationError(
+            "one driving picture holds no motion relative to itself: use mode absolute"
+        )
+    return mode or "absolute"
+
+
+def _check_output(
+    output: Path,
+    drivings: Sequence[str | Path],
+    infos: Sequence[VideoInfo],
+    side_by_side: bool,
+    paste_back: bool,
+    grid: bool,
+) -> None:
+    suffix = output.suffix.lower()
+    if suffix not in {".mp4", ".m4v", ".gif", ".npz", *IMAGE_SUFFIXES}:
+        raise AnimationError(f"cannot write {output.name}: choose .mp4, .gif, .png, .jpg or .npz")
+    for path, info in zip(drivings, infos, strict=True):
+        if suffix in IMAGE_SUFFIXES and info.kind != "image":
+            raise AnimationError(f"{path} is a video: write to .mp4, .gif or .npz, not {suffix}")
+    if suffix == ".npz" and (side_by_side or paste_back or grid):
+        raise AnimationError(
+            "an .npz holds the result alone, of one source and one driving: leave side-by-side "
+            "and paste-back out"
+        )
+    if side_by_side + paste_back + grid > 1:
+        raise AnimationError(
+            "choose one of side-by-side, paste-back and a grid of several sources or drivings "
+            "(which shows them beside the results)"
+        )
+
+
+def _check_overwriting(output: Path, inputs: Sequence[str | Path]) -> None:
+    if output.is_dir():
+        raise AnimationError(f"cannot write {output}: it is a folder")
+    for path in inputs:
+        if output.exists() and Path(path).exists() and output.samefile(path):
+            raise AnimationError(f"{output} is also read: write to another file")
+
+
+def _listed(paths: Paths, role: str) -> list[str | Path]:
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not paths:
+        raise AnimationError(f"no {role} is given")
+    return paths
+
+
+def _first(path: str | Path) -> Tensor:
+    return next(stream_frames(path))
+
+
+def _seen(frames: Iterator[Tensor], framing: Framing) -> Iterator[Tensor]:
+    # A generator, because read_ahead closes it and with it the file.
+    for frame in frames:
+        yield framing(frame)
+
+
+def _at_pace(frames: Iterable[T], pace: Fraction) -> Iterator[T]:
+    """Frames repeated or left out so that there are `pace` times as many, evenly spread."""
+    for number, frame in enumerate(frames):
+        yield from itertools.repeat(
+            frame, math.ceil((number + 1) * pace) - math.ceil(number * pace)
+        )
+
+
+def _together(columns: Sequence[Iterator[T]]) -> Iterator[list[T]]:
+    """One of each, as long as the longest; who ends early keeps the last."""
+    ended: Any = object()
+    shown = [ended] * len(columns)
+    while True:
+        following = [next(column, ended) for column in columns]
+        if all(item is ended for item in following):
+            return
+        shown = [old if new is ended else new for old, new in zip(shown, following, strict=True)]
+        yield shown
+
+
+Layout = Callable[[Sequence[Column]], Tensor]
+"""Makes of the columns at one moment the frame to show, uint8 (H, W, 3)."""
+
+
+def _picture(made: Tensor) -> Tensor:
+    return to_uint8(made.cpu())
+
+
+def _row(source: Tensor | None) -> Layout:
+    """The result, beside source and driver where a source is given."""
+
+    def layout(columns: Sequence[Column]) -> Tensor:
+        ((driver, (made,)),) = columns
+        made = _picture(made)
+        return made if source is None else torch.cat([source, driver, made], dim=1)
+
+    return layout
+
+
+def _grid(sources: Sequence[Tensor]) -> Layout:
+    """Rows of sources, columns of drivings, with themselves at the left and top."""
+
+    def layout(columns: Sequence[Column]) -> Tensor:
+        heads = torch.cat([torch.zeros_like(sources[0]), *sources])
+        results = [torch.cat([driver, *map(_picture, made)]) for driver, made in columns]
+        return torch.cat([heads, *results], dim=1)
+
+    return layout
+
+
+def _pasted_back(paste: PasteBack) -> Layout:
+    return lambda columns: paste(_picture(columns[0][1][0]))
+
+
+def _save_npz(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        # Opened first: a folder without write permission shows before the work.
         with part.open("wb") as file:
+            video = np.stack(list(frames))
             np.savez(file, video=video, fps=np.array([fps.numerator, fps.denominator]))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _with_progress(frames: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+def _with_progress(frames: Iterator[T], total: int) -> Generator[T]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     rate = TextColumn("{task.fields[rate]:.1f} frames/s")

@@ -185,8 +185,21 @@ def _doctor(prog: str, argv: list[str]) -> int:
 def _animate(prog: str, argv: list[str]) -> None:
     parser = _parser(prog, "animate")
     add = parser.add_argument
-    add("--source", required=True, metavar="IMAGE", help="picture to animate")
-    add("--driving", required=True, metavar="VIDEO", help="video, gif, frame folder or image")
+    add(
+        "--source",
+        required=True,
+        nargs="+",
+        metavar="IMAGE",
+        help="picture to animate; several make a grid, a row for each",
+    )
+    add(
+        "--driving",
+        required=True,
+        nargs="+",
+        metavar="VIDEO",
+        help="video, gif, frame folder or image; several make a grid, a column for each, as long "
+        "as the longest, with the rate and the sound of the first",
+    )
     add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
     add(
         "--output",
@@ -200,6 +213,22 @@ def _animate(prog: str, argv: list[str]) -> None:
         help="move the source by the driver's change since its first frame, or into the driver's "
         "own pose (default: relative; absolute where the driver is one image)",
     )
+    add(
+        "--absolute-directions",
+        type=_numbers,
+        default=(),
+        metavar="I,J,...",
+        help="motion directions, counted from 0, that follow the driver's own pose while the "
+        "others move relatively",
+    )
+    add(
+        "--magnitude",
+        type=float,
+        default=1.0,
+        metavar="M",
+        help="factor on the driver's change (relative) or pose (absolute) along every direction "
+        "(default: %(default)s)",
+    )
     add("--side-by-side", action="store_true", help="write source, driver and result in one row")
     add(
         "--fit",
@@ -208,11 +237,29 @@ def _animate(prog: str, argv: list[str]) -> None:
         help="how frames become square (default: %(default)s)",
     )
     add(
+        "--crop",
+        type=_box,
+        metavar="X,Y,W,H|face",
+        help="part of the source to use: upper left corner, width and height in pixels, or the "
+        "largest face with room around it (needs opencv-python-headless<5)",
+    )
+    add(
+        "--driving-crop",
+        type=_box,
+        metavar="X,Y,W,H|face",
+        help="the same for the driver; a face is looked for in its first frame",
+    )
+    add(
+        "--paste-back",
+        action="store_true",
+        help="show the result in its place in the whole source picture, with a soft edge",
+    )
+    add(
         "--batch-size",
         type=int,
-        default=8,
         metavar="N",
-        help="driving frames computed at once (default: %(default)s)",
+        help="driving frames per pass (default: 8; fewer on a CPU, where a few large frames are "
+        "faster than many)",
     )
     add(
         "--device",
@@ -227,7 +274,7 @@ def _animate(prog: str, argv: list[str]) -> None:
     )
     add("--no-audio", action="store_true", help="leave the driver's sound out")
     options = parser.parse_args(argv)
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
 
     from lmdvid import animate
@@ -245,8 +292,33 @@ def _animate(prog: str, argv: list[str]) -> None:
         dtype=options.dtype,
         audio=not options.no_audio,
         progress=True,
+        absolute_directions=options.absolute_directions,
+        magnitude=options.magnitude,
+        crop=options.crop,
+        driving_crop=options.driving_crop,
+        paste_back=options.paste_back,
     )
     print(f"wrote {path}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers such as 3,7; given {text}"
+        ) from None
+
+
+def _box(text: str) -> tuple[int, ...] | str:
+    if text == "face":
+        return text
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"expected 'face' or x,y,width,height in pixels, such as 40,0,256,256; given {text}"
+        )
+    return tuple(map(int, numbers))
 
 
 def _convert(prog: str, argv: list[str]) -> None:

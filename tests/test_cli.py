@@ -100,6 +100,9 @@ MISTAKES = {
     "animate --source a.png": ["--driving, --checkpoint, --output", "see lightning animate --help"],
     "animate --source a --driving b --checkpoint c --output d --mode no": ["--mode", "'relative'"],
     "animate --source a --driving b --checkpoint c --output d --batch-size 0": ["--batch-size"],
+    "animate --source a --driving b --checkpoint c --output d --crop 1,2,3": ["'face'", "1,2,3"],
+    "animate --source a --driving b --checkpoint c --output d --crop 1,2,-3,4": ["--crop"],
+    "animate --source a --driving b --checkpoint c --output d --absolute-directions x": ["3,7"],
     "animate --source a --driv b --checkpoint c --output d": ["--driving"],
     "convert a.pt": ["folder"],
     "doctor --all": ["--all"],
@@ -326,19 +329,27 @@ def test_animate_passes_every_option(folder, monkeypatch):
     line = "animate --source f.png --driving d.mp4 --checkpoint c --output o.mp4"
     assert cli.main(line.split()) == 0
     more = "--mode absolute --side-by-side --fit pad --batch-size 3 --device cpu --dtype bfloat16"
-    assert cli.main([*line.split(), *more.split(), "--no-audio"]) == 0
-    files = ("f.png", "d.mp4", "c", "o.mp4")
+    parts = "--absolute-directions 3,7 --magnitude 1.5 --crop 1,2,3,4 --driving-crop face"
+    assert cli.main([*line.split(), *more.split(), *parts.split(), "--no-audio"]) == 0
+    several = line.replace("f.png", "f.png g.png").replace("d.mp4", "d.mp4 e.mp4")
+    assert cli.main([*several.split(), "--paste-back"]) == 0
+    files = (["f.png"], ["d.mp4"], "c", "o.mp4")
     assert calls[0] == (
         files,
         {
             "mode": None,
             "side_by_side": False,
             "fit": "crop",
-            "batch_size": 8,
+            "batch_size": None,
             "device": "auto",
             "dtype": "float32",
             "audio": True,
             "progress": True,
+            "absolute_directions": (),
+            "magnitude": 1.0,
+            "crop": None,
+            "driving_crop": None,
+            "paste_back": False,
         },
     )
     assert calls[1] == (
@@ -352,13 +363,20 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "dtype": "bfloat16",
             "audio": False,
             "progress": True,
+            "absolute_directions": (3, 7),
+            "magnitude": 1.5,
+            "crop": (1, 2, 3, 4),
+            "driving_crop": "face",
+            "paste_back": False,
         },
     )
+    assert calls[2][0] == (["f.png", "g.png"], ["d.mp4", "e.mp4"], "c", "o.mp4")
+    assert calls[2][1]["paste_back"] is True
 
 
 def test_animate_words_the_errors_of_files(folder, monkeypatch, capsys):
-    def animate_file(source, *_, **__):
-        raise VideoReadError(source, "no such file")
+    def animate_file(sources, *_, **__):
+        raise VideoReadError(sources[0], "no such file")
 
     fake = types.ModuleType("lmdvid.animate")
     fake.animate_file = animate_file  # type: ignore[attr-defined]

@@ -230,8 +230,8 @@ def test_zero_flow(align_corners):
         flow.conv.weight.zero_()
         flow.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
     features = torch.randn(2, 4, 9, 7)
-    warped, out, _ = flow(torch.randn(2, 4, 9, 7), torch.randn(2, 8), features, None)
-    torch.testing.assert_close(out, warped)
+    warped, mask, _ = flow(torch.randn(2, 4, 9, 7), torch.randn(2, 8), features, None)
+    assert (mask == 1).all()
     if align_corners:
         torch.testing.assert_close(warped, features, atol=1e-5, rtol=1e-5)
     else:
@@ -308,6 +308,18 @@ def test_modulated_convolution_equals_its_definition():
         torch.testing.assert_close(out[b : b + 1], expected)
         expected = 2**0.5 * F.leaky_relu(expected + bias[None, :, None, None], 0.2)
         torch.testing.assert_close(activated[b : b + 1], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"up": True}, {"demodulate": False}])
+def test_modulated_convolution_is_the_same_for_one_sample(options):
+    """Whichever of weight and feature map is scaled."""
+    layer = ModulatedConv2d(3, 5, 3, 7, **options).double()
+    style, bias = torch.randn(2, 7).double(), torch.randn(5).double()
+    for side in (4, 9):
+        x = torch.randn(2, 3, side, side).double()
+        for more in ((), (bias,)):
+            alone = [layer(x[b : b + 1], style[b : b + 1], *more) for b in range(2)]
+            torch.testing.assert_close(torch.cat(alone), layer(x, style, *more))
 
 
 def test_filters_equal_their_definition():

@@ -16,6 +16,7 @@ from PIL import Image
 from lmdvid.video import (
     VideoReadError,
     VideoWriter,
+    frame_times,
     probe,
     read_clip,
     stream_frames,
@@ -355,3 +356,36 @@ def test_write_image(tmp_path):
     assert torch.equal(read_clip(tmp_path / "a" / "x.png", [0])[0], frame)
     write_image(tmp_path / "x.jpg", frame.numpy())
     assert psnr(read_clip(tmp_path / "x.jpg", [0])[0], frame) > 30
+
+
+def test_a_varying_rate_keeps_its_times(tmp_path):
+    steps = [Fraction(1, 30), Fraction(1, 15), Fraction(1, 100), Fraction(1, 4)] * 4
+    times = [sum(steps[:number], Fraction(0)) for number in range(17)]
+    write_video(tmp_path / "x.mp4", movie(16), 16 / times[-1], times=times)
+    assert frame_times(tmp_path / "x.mp4") == times
+    assert probe(tmp_path / "x.mp4").fps == 16 / times[-1]
+    write_video(tmp_path / "x.gif", movie(16), 16 / times[-1], times=times)
+    found = frame_times(tmp_path / "x.gif")
+    assert found is not None
+    assert max(abs(a - b) for a, b in zip(found, times, strict=True)) <= Fraction(1, 100)
+    with pytest.raises(ValueError, match="frame 16 has no end"):
+        write_video(tmp_path / "y.mp4", movie(17), 25, times=times)
+    assert not (tmp_path / "y.mp4").exists()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".gif"])
+def test_a_constant_rate_has_no_times(tmp_path, suffix):
+    write_video(tmp_path / "x.mp4", movie(20), Fraction(30000, 1001))
+    path = tmp_path / f"y{suffix}"
+    if suffix == ".gif":
+        write_video(path, movie(20), 25)
+    else:
+        with av.open(str(tmp_path / "x.mp4")) as source, av.open(str(path), "w") as output:
+            stream = output.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
+    assert frame_times(path) is None
+    write_image(tmp_path / "picture.png", movie(1)[0])
+    assert frame_times(tmp_path / "picture.png") is None

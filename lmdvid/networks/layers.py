@@ -43,13 +43,16 @@ def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
     return (gain * taps[:, None] * taps).expand(like.shape[1], 1, 4, 4)
 
 
-def blur(x: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
+def blur(
+    x: Tensor, padding: int, stride: int = 1, gain: float = 1.0, bias: Tensor | None = None
+) -> Tensor:
     """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...).
 
     One depth-wise convolution: on a CPU the usual detour through single-channel images costs
-    several times as much.
+    several times as much. A bias (C,) is added.
     """
-    return F.conv2d(x, fir_kernel(x, gain), stride=stride, padding=padding, groups=x.shape[1])
+    kernel = fir_kernel(x, gain)
+    return F.conv2d(x, kernel, bias, stride=stride, padding=padding, groups=x.shape[1])
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class EqualConv2d(nn.Module):
             x = F.conv2d(blur(x, padding=1, stride=2), weight, bias)
         else:
             x = F.conv2d(blur(x, padding=2), weight, bias, stride=2)
-        return x if bias is None else F.leaky_relu(x, 0.2)
+        return x if bias is None else F.leaky_relu_(x, 0.2)
 
 
 class DownBlock(nn.Module):
@@ -183,7 +186,7 @@ class ModulatedConv2d(nn.Module):
 
     Scaling the weight per sample equals scaling the input before, and the output after, one
     convolution with shared weights; that form is several times faster than a grouped convolution
-    on a CPU.
+    on a CPU. For one sample alone the smaller of weight and feature map is scaled.
 
     Args:
         inputs: C.
@@ -221,26 +224,33 @@ class ModulatedConv2d(nn.Module):
         Returns:
             (B, O, H, W), or (B, O, 2H, 2W) where `up`.
         """
+        gain = 1.0 if bias is None else GAIN
         scale = self.modulation(style)
         weight = self.weight * self.scale
-        x = x * scale.to(x.dtype)[:, :, None, None]
-        if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-            x = blur(x, padding=1, gain=4.0)
-        else:
-            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        gain = 1.0 if bias is None else GAIN
         if self.demodulate:
             with torch.autocast(x.device.type, enabled=False):
                 power = weight.square().sum(dim=(2, 3))
                 norm = gain * torch.rsqrt(scale.to(power.dtype).square() @ power.T + 1e-8)
-            norm = norm.to(x.dtype)[:, :, None, None]
         else:
-            norm = x.new_full((), gain)
-        if bias is None:
-            return x * norm if self.demodulate else x
-        bias = (bias * gain).to(x.dtype).view(1, -1, 1, 1)
-        return F.leaky_relu(torch.addcmul(bias, x, norm), 0.2)
+            norm = scale.new_full((len(x), len(weight)), gain)
+        if bias is not None:
+            bias = gain * bias
+        if len(x) == 1 and weight[:, 0].numel() < x[0, 0].numel():
+            weight = weight * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
+            x = self._convolve(x, weight, bias)
+        else:
+            x = self._convolve(x * scale.to(x.dtype)[:, :, None, None], weight)
+            norm = norm.to(x.dtype)[:, :, None, None]
+            if bias is None:
+                return x * norm
+            x = torch.addcmul(bias.to(x.dtype).view(1, -1, 1, 1), x, norm)
+        return x if bias is None else F.leaky_relu_(x, 0.2)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.up:
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            return blur(x, padding=1, gain=4.0, bias=bias)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
 class StyledConv(nn.Module):

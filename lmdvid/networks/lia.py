@@ -105,13 +105,13 @@ class Flow(nn.Module):
         Args:
             h: (B, C, H, W) decoder features.
             w: (B, D) latent codes.
-            features: (B, C, H, W) source features.
+            features: (B, ..., H, W) source features, or what becomes of them.
             coarser: (B, 3, H/2, W/2) logits of the scale below, or None.
 
         Returns:
-            `warped`, the masked warped source features (B, C, H, W); `warped + (1 - mask) h`; and
-            the logits (B, 3, H, W), whose tanh is the displacement in x and y (up to half the
-            image each way) and whose sigmoid is the mask.
+            The masked warped source features (B, ..., H, W), the mask (B, 1, H, W), and the logits
+            (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image each way)
+            and whose sigmoid is the mask; all in float32 or better.
         """
         # Coordinates need float32: half precision rounds them to a quarter of a pixel at 256 px.
         exact = torch.promote_types(h.dtype, torch.float32)
@@ -127,32 +127,50 @@ class Flow(nn.Module):
                 features.to(exact), grid.movedim(1, -1), align_corners=self.align_corners
             )
             mask = logits[:, 2:].sigmoid()
-            warped = mask * sampled
-            out = warped + (1 - mask) * h
-        return warped.to(h.dtype), out.to(h.dtype), logits
+            return mask * sampled, mask, logits
 
 
 class ToRGB(nn.Module):
-    """1x1 convolution to colours. It activates before its last bias, unlike StyleGAN2's."""
+    """1x1 convolution to colours. It activates before its last bias, unlike StyleGAN2's.
+
+    A 1x1 convolution and a warp can change places, and where the features are not needed
+    otherwise, warping three colours is less work.
+    """
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
         self.conv = EqualConv2d(inputs, 3, 1)
         self.bias = nn.Parameter(torch.zeros(3))
 
-    def forward(self, warped: Tensor, coarser: Tensor | None) -> Tensor:
-        """(B, C, H, W) and the picture (B, 3, H/2, W/2) so far, or None, to (B, 3, H, W)."""
-        rgb = self.conv(warped) + self.bias.view(1, 3, 1, 1)
+    def colours(self, features: Tensor) -> Tensor:
+        """The linear part, (B, C, H, W) to (B, 3, H, W)."""
+        return F.conv2d(features, self.conv.weight * self.conv.scale)
+
+    def forward(self, colours: Tensor, coarser: Tensor | None) -> Tensor:
+        """Warped colours and the picture (B, 3, H/2, W/2) so far, or None, to (B, 3, H, W)."""
+        bias = self.conv.bias * self.conv.gain  # pyright: ignore[reportOptionalOperand]
+        rgb = F.leaky_relu(colours + bias.view(1, 3, 1, 1), 0.2) + self.bias.view(1, 3, 1, 1)
         return rgb if coarser is None else rgb + upsample(coarser)
 
 
 class Scale(nn.Module):
-    """One doubling of the decoder's resolution: two convolutions, a flow, a picture."""
+    """One doubling of the decoder's resolution: two convolutions, a flow, a picture.
+
+    The picture is read off the warped source alone; what is painted in acts on the next scale's
+    flow and mask, so that the `last` scale paints nothing.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, dim: int, align_corners: bool, flow_init: float
+        self,
+        inputs: int,
+        outputs: int,
+        dim: int,
+        align_corners: bool,
+        flow_init: float,
+        last: bool = False,
     ) -> None:
         super().__init__()
+        self.last = last
         self.up = StyledConv(inputs, outputs, dim, up=True)
         self.conv = StyledConv(outputs, outputs, dim)
         self.flow = Flow(outputs, dim, align_corners, flow_init)
@@ -163,10 +181,12 @@ class Scale(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features, flow logits and picture of the scale below to those of this one."""
         h = self.conv(self.up(h, w), w)
-        # The picture is read off the warped source alone; what is painted in acts on the next
-        # scale's flow and mask.
-        warped, h, flow = self.flow(h, w, features, logits)
-        return h, flow, self.rgb(warped, rgb)
+        if self.last:
+            colours, _, flow = self.flow(h, w, self.rgb.colours(features), logits)
+            return h, flow, self.rgb(colours, rgb)
+        warped, mask, flow = self.flow(h, w, features, logits)
+        painted = (h * (1 - mask) + warped).to(h.dtype)
+        return painted, flow, self.rgb(self.rgb.colours(warped), rgb)
 
 
 class Synthesis(nn.Module):
@@ -187,7 +207,14 @@ class Synthesis(nn.Module):
         self.constant = nn.Parameter(torch.randn(1, channels(4, width), 4, 4))
         self.conv = StyledConv(channels(4, width), channels(4, width), dim)
         self.scales = nn.ModuleList(
-            Scale(channels(r // 2, width), channels(r, width), dim, align_corners, flow_init)
+            Scale(
+                channels(r // 2, width),
+                channels(r, width),
+                dim,
+                align_corners,
+                flow_init,
+                r == size,
+            )
             for r in (2**i for i in range(3, int(math.log2(size)) + 1))
         )
 

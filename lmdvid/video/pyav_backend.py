@@ -166,6 +166,27 @@ def stream(path: Path) -> "Iterator[Tensor]":
                 yield convert(frame)
 
 
+def frame_times(path: Path) -> list[Fraction] | None:
+    """Seconds at which each frame begins and the last one ends; None for a constant rate."""
+    with _opened(path) as (container, stream):
+        packets = _packets(container, stream)
+        shown = [packet.pts for packet in packets if packet.size and not packet.is_discard]
+        stamps = sorted({stamp for stamp in shown if stamp is not None})
+        if len(stamps) < len(shown) or not shown or not stream.time_base:
+            return None
+        tick = Fraction(stream.time_base)
+        fps = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        ticks = [stamp - stamps[0] for stamp in stamps]
+        # Containers round to their tick: both a frame and the first one may be half of it off.
+        if all(abs(time - number / fps / tick) <= 1 for number, time in enumerate(ticks)):
+            return None
+        # A packet's duration leads to the next one decoded, not to the next one shown.
+        end = (stream.start_time or 0) + (stream.duration or 0) - stamps[0]
+        if end <= ticks[-1]:
+            end = ticks[-1] + max(1, round(1 / fps / tick))
+        return [time * tick for time in (*ticks, end)]
+
+
 def read(path: Path, indices: Sequence[int]) -> "Tensor":
     """The frames at sorted, unique `indices`, uint8 (T,H,W,3).
 

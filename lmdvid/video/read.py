@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR
@@ -160,6 +161,21 @@ def stream_frames(path: str | Path) -> "Iterator[Tensor]":
     path = Path(path)
     reader = pictures if _is_pictures(path, status(path)) else pyav_backend
     return reader.stream(path)
+
+
+def frame_times(path: str | Path) -> list[Fraction] | None:
+    """When the frames of a clip with a varying rate are shown.
+
+    Returns:
+        T + 1 times in seconds: frame i is shown from `times[i]`, the first from 0, to
+        `times[i + 1]`. None where the rate is constant, so that frame i begins at i / fps, or
+        where the file's time stamps are missing or repeat.
+
+    Raises:
+        VideoReadError: The file is missing or damaged.
+    """
+    path = Path(path)
+    return None if _is_pictures(path, status(path)) else pyav_backend.frame_times(path)
 
 
 def is_clip(path: str | Path) -> bool:

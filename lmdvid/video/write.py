@@ -2,8 +2,9 @@
 
 import gc
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -58,6 +59,8 @@ class VideoWriter:
             pictures, adds none; a gif has none.
         crf: Quality of x264: 18 is hardly seen, 0 is the best, 51 the worst.
         options: Further options of the encoder, for example `{"g": "12", "bf": "0"}`.
+        times: For a rate that varies, as `frame_times` gives them: frame i is shown from
+            `times[i]` to `times[i + 1]` seconds.
 
     Raises:
         ValueError: A frame rate, suffix or frame that cannot be written; no frame at all.
@@ -72,6 +75,7 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         crf: float = 18,
         options: Mapping[str, str] | None = None,
+        times: Sequence[Fraction] | None = None,
     ):
         self.path = Path(path)
         self.fps = Fraction(fps).limit_denominator(65535)
@@ -83,14 +87,15 @@ class VideoWriter:
         # Of this process alone, so that two which write the same file do not meet.
         self._part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         self._size: tuple[int, int] | None = None
+        self._times = times
         suffix = self.path.suffix.lower()
         if suffix in (".mp4", ".m4v"):
             sound = None if audio_from is None else Path(audio_from)
             self._sink: AbstractContextManager[WriteFrame] = _mp4(
-                self._part, self.fps, sound, crf, dict(options or {})
+                self._part, self.fps, times, sound, crf, dict(options or {})
             )
         elif suffix == ".gif":
-            self._sink = _gif(self._part, self.fps)
+            self._sink = _gif(self._part, self.fps, times)
         else:
             raise ValueError(f"cannot write {path}: use the suffix .mp4, .m4v or .gif")
 
@@ -115,6 +120,11 @@ class VideoWriter:
                 f"those before are {first_width}x{first_height}"
             )
         for frame in array if array.ndim == 4 else [array]:
+            if self._times is not None and self.frames + 1 >= len(self._times):
+                raise ValueError(
+                    f"{len(self._times)} times are too few for {self.path}: "
+                    f"frame {self.frames} has no end"
+                )
             self._write(self.frames, frame)
             self.frames += 1
 
@@ -144,7 +154,7 @@ def write_video(
 ) -> None:
     """Write frames (T,H,W,3) uint8, or an iterable of frames, taken one at a time.
 
-    `fps` and the keywords `audio_from`, `crf` and `options` are those of `VideoWriter`.
+    `fps` and the keywords `audio_from`, `crf`, `options` and `times` are those of `VideoWriter`.
     """
     with VideoWriter(path, fps, **kw) as writer:
         for run in [frames] if isinstance(frames, Tensor | np.ndarray) else frames:
@@ -177,7 +187,12 @@ def _pixels(frames: Tensor | np.ndarray, *axes: int) -> np.ndarray:
 
 @contextmanager
 def _mp4(
-    part: Path, fps: Fraction, sound_file: Path | None, crf: float, options: dict[str, str]
+    part: Path,
+    fps: Fraction,
+    times: Sequence[Fraction] | None,
+    sound_file: Path | None,
+    crf: float,
+    options: dict[str, str],
 ) -> Iterator[WriteFrame]:
     """H.264 and sound through PyAV."""
     import av
@@ -192,11 +207,25 @@ def _mp4(
         output = files.enter_context(
             av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"})
         )
+        tick = 1 / fps
+        if times is not None:
+            tick = Fraction(1, math.lcm(*(time.denominator for time in times)))
+            quality["bf"] = "0"  # B-frames would leave the end of the last frame to the muxer
         video = cast("VideoStream", output.add_stream(encoder, fps, options=quality | options))
         video.pix_fmt = "yuv420p"
+        if times is not None:
+            video.time_base = video.codec_context.time_base = tick
         scaler = VideoReformatter()
         packets = iter(()) if sound is None else _sound_packets(sound, output)
         waiting = next(packets, None)
+
+        lengths = None if times is None else (int((b - a) / tick) for a, b in pairwise(times))
+
+        def mux(pictures: "Iterable[Packet]") -> None:
+            for packet in pictures:
+                if lengths is not None:
+                    packet.duration = next(lengths)
+                output.mux(packet)
 
         def write(number: int, frame: np.ndarray) -> None:
             nonlocal waiting
@@ -207,15 +236,21 @@ def _mp4(
                 video.height, video.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame))
             picture = scaler.reformat(picture, format="yuv420p", threads=1)
-            picture.pts, picture.time_base = number, 1 / fps
-            output.mux(video.encode(picture))
+            begin, end = (_begin(n, fps, times) for n in (number, number + 1))
+            picture.pts, picture.time_base = int(begin / tick), tick
+            mux(video.encode(picture))
             # In step with the frames, so that the muxer need not hold either back.
-            while waiting is not None and _seconds(waiting) < (number + 1) / fps:
+            while waiting is not None and _seconds(waiting) < end:
                 output.mux(waiting)
                 waiting = next(packets, None)
 
         yield write
-        output.mux(video.encode(None))
+        mux(video.encode(None))
+
+
+def _begin(number: int, fps: Fraction, times: Sequence[Fraction] | None) -> Fraction:
+    """Seconds at which a frame begins; that of the frame after the last is the end."""
+    return number / fps if times is None else times[number]
 
 
 @lru_cache
@@ -290,13 +325,13 @@ def _seconds(packet: "Packet") -> Fraction:
 
 
 @contextmanager
-def _gif(part: Path, fps: Fraction) -> Iterator[WriteFrame]:
+def _gif(part: Path, fps: Fraction, times: Sequence[Fraction] | None) -> Iterator[WriteFrame]:
     """Pictures of 256 colours each through Pillow."""
     from PIL import Image
 
     images: list[Image.Image] = []
     yield lambda _, frame: images.append(Image.fromarray(frame).quantize())
-    ticks = [round(100 * number / fps) for number in range(len(images) + 1)]
+    ticks = [round(100 * _begin(number, fps, times)) for number in range(len(images) + 1)]
     durations = [10 * (after - before) for before, after in pairwise(ticks)]  # milliseconds
     first, *rest = images
     first.save(part, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)

@@ -1,0 +1,258 @@
+"""Time per frame of animation at 256 px on a CPU, against a plain form; memory of a long clip.
+
+    python benchmarks/animate.py [--rounds 5] [--frames 8]
+
+The reference computes what the original script does, as it does it, a frame at a time: modulated
+convolutions as grouped ones with a weight for each sample, low-pass filters on feature maps
+reshaped to single channels, the dictionary's QR at every frame, and the source encoded again for
+every frame. Both run in turn, in one process, in float32, on the same random weights. First their
+pictures are compared: in float64, where rounding cannot hide a difference, and in float32.
+
+The memory is what a process grows by, from the loaded network to its peak, while a 64 px network
+animates a clip of 3,000 frames from file to file. Writes benchmarks/results/animate.json.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from demo import processor
+from torch import Tensor
+
+from lmdvid.animate import Animator
+from lmdvid.networks.lia import Generator
+from lmdvid.video import VideoWriter, write_image
+
+RESULT = Path(__file__).resolve().parent / "results" / "animate.json"
+SIZE = 256
+EXACT = 1e-8  # largest difference in float64
+CLOSE = 1e-4  # mean difference in float32, in which rounding moves the flow
+
+
+class Reference:
+    """LIA on the weights of a `Generator`, written the plain way; one pair of pictures a call."""
+
+    def __init__(self, network: Generator) -> None:
+        # The plain layout too, which `Animator` changes.
+        self.weights = {k: v.clone().contiguous() for k, v in network.state_dict().items()}
+        self.scales = len(network.synthesis.scales)
+        self.align_corners = network.config["align_corners"]
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=network.synthesis.constant.dtype)
+        self.kernel = taps[:, None] * taps / taps.sum() ** 2
+
+    def __call__(self, source: Tensor, driving: Tensor, start: Tensor) -> Tensor:
+        """Relative motion from `start`, the magnitudes (1, N) of the first driving frame."""
+        code, features = self.encode(source)
+        alpha = self.magnitudes(code) + self.magnitudes(self.encode(driving)[0]) - start
+        q, r = torch.linalg.qr(self.weights["navigator.weight"])
+        basis = q * r.diagonal().sign()
+        return self.synthesise(code + (torch.diag_embed(alpha) @ basis.T).sum(1), features)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = self.convolve(image, "encoder.pyramid.stem")
+        features = [x]
+        for i in range(self.scales):
+            block = f"encoder.pyramid.blocks.{i}."
+            y = self.convolve(self.convolve(x, f"{block}conv1"), f"{block}conv2", down=True)
+            x = (y + self.convolve(x, f"{block}skip", down=True)) / math.sqrt(2)
+            features.append(x)
+        code = F.conv2d(x, self.scaled("encoder.code.weight")).flatten(1)
+        return code, features[-2::-1]
+
+    def magnitudes(self, code: Tensor) -> Tensor:
+        for i in range(5):
+            code = self.linear(code, f"encoder.motion.{i}")
+        return code
+
+    def synthesise(self, w: Tensor, features: list[Tensor]) -> Tensor:
+        h = self.styled(self.weights["synthesis.constant"], w, "synthesis.conv")
+        flow = rgb = None
+        for i, feature in enumerate(features):
+            scale = f"synthesis.scales.{i}."
+            h = self.styled(self.styled(h, w, f"{scale}up", up=True), w, f"{scale}conv")
+            o = self.modulated(h, w, f"{scale}flow.conv", demodulate=False)
+            o = o + self.weights[f"{scale}flow.bias"].view(1, 3, 1, 1)
+            flow = o if flow is None else o + self.upfirdn(flow, up=2, pad=(2, 1), gain=4)
+            side = torch.linspace(-1, 1, h.shape[-1], dtype=h.dtype)
+            grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+            grid = grid + flow[:, :2].tanh().permute(0, 2, 3, 1)
+            mask = flow[:, 2:].sigmoid()
+            warped = mask * F.grid_sample(feature, grid, align_corners=self.align_corners)
+            h = warped + (1 - mask) * h
+            colours = self.convolve(warped, f"{scale}rgb.conv")
+            colours = colours + self.weights[f"{scale}rgb.bias"].view(1, 3, 1, 1)
+            rgb = colours if rgb is None else colours + self.upfirdn(rgb, up=2, pad=(2, 1), gain=4)
+        return rgb
+
+    def scaled(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        return weight / math.sqrt(weight[0].numel())
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.scaled(f"{name}.weight"), self.weights[f"{name}.bias"])
+
+    def activate(self, x: Tensor, name: str) -> Tensor:
+        bias = self.weights[f"{name}.bias"].view(1, -1, 1, 1)
+        return math.sqrt(2) * F.leaky_relu(x + bias, 0.2)
+
+    def convolve(self, x: Tensor, name: str, down: bool = False) -> Tensor:
+        weight = self.scaled(f"{name}.weight")
+        size = weight.shape[-1]
+        if down:
+            pad = (size + 1) // 2
+            x = F.conv2d(self.upfirdn(x, up=1, pad=(pad, pad), gain=1), weight, stride=2)
+        else:
+            x = F.conv2d(x, weight, padding=size // 2)
+        return self.activate(x, name) if f"{name}.bias" in self.weights else x
+
+    def styled(self, x: Tensor, w: Tensor, name: str, up: bool = False) -> Tensor:
+        return self.activate(self.modulated(x, w, f"{name}.conv", up=up), name)
+
+    def modulated(
+        self, x: Tensor, w: Tensor, name: str, up: bool = False, demodulate: bool = True
+    ) -> Tensor:
+        batch, inputs, height, width = x.shape
+        style = self.linear(w, f"{name}.modulation").view(batch, 1, inputs, 1, 1)
+        weight = self.scaled(f"{name}.weight") * style
+        if demodulate:
+            weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        outputs, size = weight.shape[1], weight.shape[-1]
+        x = x.view(1, batch * inputs, height, width)
+        if up:
+            weight = weight.transpose(1, 2).reshape(batch * inputs, outputs, size, size)
+            x = F.conv_transpose2d(x, weight, stride=2, groups=batch)
+            x = x.view(batch, outputs, *x.shape[-2:])
+            return self.upfirdn(x, up=1, pad=(1, 1), gain=4)
+        weight = weight.view(batch * outputs, inputs, size, size)
+        x = F.conv2d(x, weight, padding=size // 2, groups=batch)
+        return x.view(batch, outputs, height, width)
+
+    def upfirdn(self, x: Tensor, up: int, pad: tuple[int, int], gain: float) -> Tensor:
+        """Zeros between the pixels, padding, the low-pass filter, channel by channel."""
+        batch, channels, height, width = x.shape
+        x = x.reshape(-1, 1, height, 1, width, 1)
+        x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).view(-1, 1, height * up, width * up)
+        x = F.conv2d(F.pad(x, (*pad, *pad)), (gain * self.kernel).view(1, 1, 4, 4))
+        return x.view(batch, channels, *x.shape[-2:])
+
+
+def difference_of(network: Generator, source: Tensor, driving: Tensor) -> Tensor:
+    """How far the pictures (T, 3, H, W) of the two are apart."""
+    reference, start = Reference(network), network.encode_motion(driving[:1])
+    expected = torch.cat([reference(source[None], frame[None], start) for frame in driving])
+    picture, codes = network.encode_source(source[None]), network.encode_motion(driving)
+    made = network.render(picture, codes, start, "relative")
+    # As it runs below: one sample alone takes another way through the network.
+    alone = [network.render(picture, code[None], start, "relative") for code in codes]
+    return torch.maximum((made - expected).abs(), (torch.cat(alone) - expected).abs())
+
+
+def growth(folder: Path) -> float:
+    """Megabytes by which a process grows that animates `clip.mp4`; Linux."""
+    animator = Animator(Generator(64, width=0.25).eval())
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    animator.animate_file(folder / "face.png", folder / "clip.mp4", folder / "out.mp4")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 - before / 1e6
+
+
+def memory(frames: int) -> float:
+    side = torch.arange(256)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with VideoWriter(folder / "clip.mp4", 25, options={"preset": "ultrafast"}) as writer:
+            for number in range(frames):
+                wave = 127.5 + 127.5 * torch.sin((side + 5 * number) / 20)
+                frame = wave[:, None, None].expand(256, 256, 3).to(torch.uint8)
+                writer.write(frame)
+        write_image(folder / "face.png", frame)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(growth, (folder,))
+
+
+def seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=8, help="frames a round")
+    parser.add_argument("--clip", type=int, default=3000, help="frames of the long clip")
+    options = parser.parse_args()
+    grown = memory(options.clip)
+
+    torch.manual_seed(0)
+    network = Generator(SIZE, align_corners=False).eval()
+    coarse = torch.rand(options.frames + 1, 3, 16, 16) * 2 - 1
+    source, *driving = F.interpolate(coarse, SIZE, mode="bicubic").clamp(-1, 1)
+    driving = torch.stack(driving)
+
+    exactly = difference_of(network.double(), source.double(), driving[:2].double())
+    assert exactly.max() < EXACT, f"in float64 the two differ by {exactly.max():.2e}"
+    closely = difference_of(network.float(), source, driving[:2])
+    assert closely.mean() < CLOSE, f"in float32 the two differ by {closely.mean():.2e} on average"
+
+    animator, reference = Animator(network), Reference(network)
+    start = network.encode_motion(driving[:1])
+
+    def plain() -> Tensor:
+        return torch.cat([reference(source[None], frame[None], start) for frame in driving])
+
+    # The steady state: the source was encoded, and every batch is full.
+    endless = animator.stream(source, (frame for _ in iter(int, 1) for frame in driving))
+
+    def ours() -> Tensor:
+        return torch.stack([next(endless) for _ in range(options.frames)])
+
+    plain(), ours()  # memory and caches are warm from here on
+    rounds = [(seconds(plain), seconds(ours)) for _ in range(options.rounds)]
+    ratios = [theirs / mine for theirs, mine in rounds]
+    milliseconds = [
+        round(1000 * statistics.median(column) / options.frames, 1)
+        for column in zip(*rounds, strict=True)
+    ]
+    result = {
+        "benchmark": "animate",
+        "setting": f"LIA, {SIZE} px, relative, float32, CPU, batches of {animator.batch_size}",
+        "date": date.today().isoformat(),
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": None,
+        },
+        "versions": {p: version(p) for p in ("lmdvid", "torch")}
+        | {"python": platform.python_version()},
+        "rounds": options.rounds,
+        "frames_per_round": options.frames,
+        "reference_milliseconds_per_frame": milliseconds[0],
+        "milliseconds_per_frame": milliseconds[1],
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_lowest": round(min(ratios), 2),
+        "ratio_highest": round(max(ratios), 2),
+        "difference_float64": {"largest": exactly.max().item(), "mean": exactly.mean().item()},
+        "difference_float32": {"largest": closely.max().item(), "mean": closely.mean().item()},
+        "long_clip": {"frames": options.clip, "size": 64, "memory_growth_mb": round(grown)},
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
