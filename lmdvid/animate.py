@@ -64,7 +64,6 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
-            On a CPU its weights are laid out channels last, which changes no value and is faster.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it.
         batch_size: Driving frames per pass. None is 8, on a CPU fewer of larger frames: there what
             stays in its caches is faster.
@@ -78,8 +77,6 @@ class Animator:
         if batch_size is not None and batch_size < 1:
             raise AnimationError(f"batch_size={batch_size}: choose 1 or more")
         self.device = next(network.parameters()).device
-        if self.device.type == "cpu":
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype or torch.float32
         if batch_size is None:
