@@ -29,7 +29,7 @@ from lmdvid.video import (
     to_uint8,
     write_image,
 )
-from lmdvid.video.overlap import read_ahead, write_behind
+from lmdvid.video.overlap import in_parallel, read_ahead, write_behind
 
 T = TypeVar("T")
 Paths = str | Path | Sequence[str | Path]
@@ -203,18 +203,26 @@ class Animator:
         self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], mode: Mode, magnitude: float
     ) -> Iterator[tuple[Tensor, ...]]:
         """Each subject moved by each frame, which is encoded once for all of them."""
-        first = None
         frames = iter(frames)
-        while batch := list(itertools.islice(frames, self.batch_size)):
-            with self._inference():
-                codes = self.network.encode_motion(torch.stack(batch).to(self.device))
-                codes = magnitude * codes
-                first = codes[:1] if first is None else first
-                made = [
+        batches = iter(lambda: list(itertools.islice(frames, self.batch_size)), [])
+        if (opening := next(batches, None)) is None:
+            return
+        with self._inference():
+            image = opening[0][None].to(self.device)
+            first = magnitude * self.network.encode_motion(image)
+
+        def move(batch: list[Tensor]) -> list[Tensor]:
+            with self._inference():  # each thread has its own such state
+                codes = magnitude * self.network.encode_motion(torch.stack(batch).to(self.device))
+                return [
                     self.network.render(s.encoded, codes, s.reference(first), mode).float()
                     for s in subjects
                 ]
-            yield from zip(*made, strict=True)
+
+        threads = min(torch.get_num_threads(), 8) if self.device.type == "cpu" else 1
+        with closing(in_parallel(move, itertools.chain([opening], batches), threads)) as moved:
+            for made in moved:
+                yield from zip(*made, strict=True)
 
     def animate_file(
         self,

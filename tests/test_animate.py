@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -117,7 +118,10 @@ def test_loading_inside_inference_mode(checkpoint):
     torch.testing.assert_close(inside, outside)
 
 
-def test_streams_are_taken_a_batch_at_a_time(checkpoint):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_streams_are_taken_a_batch_at_a_time(checkpoint, request, threads):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     animator = Animator.from_pretrained(checkpoint, batch_size=4)
     taken = 0
 
@@ -130,7 +134,9 @@ def test_streams_are_taken_a_batch_at_a_time(checkpoint):
     stream = animator.stream(torch.rand(3, 32, 32), frames())
     for _ in range(6):
         assert next(stream).shape == (3, 32, 32)
-    assert taken == 8
+    # The second batch is shown; others are at work, one for each thread where there are several.
+    assert taken == (8 if threads == 1 else 8 + 4 * threads)
+    stream.close()
 
 
 def test_bfloat16_is_close(checkpoint):

@@ -46,8 +46,8 @@ def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """Convolution with zeros around: (B, C, H, W) to (B, O, H + 2 padding - kernel + 1, ...).
 
-    Outside training a 3x3 convolution in float32 on a CPU is Winograd's (NNPACK, a part of
-    PyTorch): a good half of the time of the direct one, rounding near 1e-5 instead of 1e-6.
+    Outside training a 3x3 convolution in float32 on one core of a CPU is Winograd's (NNPACK, a
+    part of PyTorch): half the time of the direct one, rounding near 1e-5 instead of 1e-6.
     """
     if (
         x.device.type == "cpu"
@@ -56,6 +56,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Te
         and not torch.is_autocast_enabled("cpu")
         and weight.shape[-1] == 3
         and x.shape[-1] >= 16  # below, preparing the weight takes longer than it saves
+        and torch.get_num_threads() == 1  # it has no use for more
         and torch._nnpack_available()
     ):
         return torch._nnpack_spatial_convolution(x, weight, bias, padding)
