@@ -535,7 +535,10 @@ def test_few_frames_are_under_way(checkpoint, clip, monkeypatch):
         progress=False,
     )
     assert counts == {"read": 200, "written": 200}
-    assert 8 < most <= 24  # 8 wait decoded, 4 are computed, 8 wait for the encoder, and those moved
+    # 8 wait decoded, 8 wait for the encoder, 4 are moved, 4 are computed; with several threads 4 by
+    # each, and 4 more are next.
+    threads = torch.get_num_threads()
+    assert 8 < most <= 24 + (4 * threads if threads > 1 else 0)
 
 
 def resident() -> float:
