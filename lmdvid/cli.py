@@ -632,26 +632,28 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             training = self.config["subcommand"] == "fit"
             return training, self._section().get("weights_only") is not False
 
-        def _find_last(self) -> None:
+        def _prepare_subcommand_kwargs(self, subcommand: str) -> dict:
+            kwargs = super()._prepare_subcommand_kwargs(subcommand)
+            if kwargs.get("ckpt_path") == "last":
+                kwargs["ckpt_path"] = self._last(subcommand)
+            return kwargs
+
+        def _last(self, subcommand: str) -> str | None:
             # Lightning looks in the folder of the run that is about to begin, finds nothing
             # there, and trains from the start.
-            section = self.config_init[self.config["subcommand"]] if run else {}
-            if section.get("ckpt_path") != "last":
-                return
             found = checkpoints.newest(checkpoints.folders(self.trainer), *self._wanted())
             if found:
                 rank_zero_info(f"--ckpt_path last: {_relative(found[0])} (step {found[1]})")
-                section["ckpt_path"] = str(found[0])
-            elif self.config["subcommand"] == "fit":
-                rank_zero_info(
-                    "--ckpt_path last: no checkpoint of this experiment yet, so it begins at step 0"
-                )
-                section["ckpt_path"] = None
-            else:
+                return str(found[0])
+            if subcommand != "fit":
                 raise UsageError(
                     "ckpt_path: last, but this experiment has no checkpoint yet; run `fit` first, "
                     "or give the path of a .ckpt file"
                 )
+            rank_zero_info(
+                "--ckpt_path last: no checkpoint of this experiment yet, so it begins at step 0"
+            )
+            return None
 
         def before_instantiate_classes(self) -> None:
             import torch
@@ -694,10 +696,12 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             except ValueError as error:
                 # A constructor refused its arguments, and they all come from the configuration.
                 raise UsageError(summarise(str(error))) from error
-            strategy = self.trainer.strategy
-            if type(strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
-                strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
-            self._find_last()
+
+        def instantiate_trainer(self, **kwargs):
+            trainer = super().instantiate_trainer(**kwargs)
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
+                trainer.strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
+            return trainer
 
     kwargs: dict = {"prog": prog, "allow_abbrev": False}
     return CLI(
