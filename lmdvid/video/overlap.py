@@ -7,7 +7,7 @@ threads too: when a block is left, nothing of it runs any more.
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
     """Work on several items at a time; results come in the order of the items.
 
     Each item has one of torch's threads to itself, which divides the processor better than all of
