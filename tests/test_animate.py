@@ -567,8 +567,9 @@ def test_memory_does_not_grow_with_the_clip(checkpoint, clip, monkeypatch):
 
 
 def test_interrupt_ends_at_once_and_leaves_nothing(checkpoint, clip):
-    grey = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).expand(20000, -1, -1, -1)
-    write_video(clip / "long.mp4", iter(grey), 25)
+    # Frames that differ, so that much is written long before the end.
+    noise = torch.randint(256, (50, 64, 64, 3), dtype=torch.uint8)
+    write_video(clip / "long.mp4", (noise[number % 50] for number in range(8000)), 25, crf=40)
     before = sorted(clip.iterdir())
     command = [sys.executable, "-m", "lmdvid", "animate", "--device", "cpu", "--source"]
     files = [clip / "face.png", "--driving", clip / "long.mp4", "--checkpoint", checkpoint]

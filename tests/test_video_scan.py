@@ -244,7 +244,7 @@ def test_a_long_scan_keeps_what_it_found_from_time_to_time(folder, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
-def test_files_that_end_or_stop_the_process_are_named(folder, source, monkeypatch):
+def test_files_that_end_or_stop_the_process_are_named(folder, source, monkeypatch, threads_end):
     monkeypatch.setattr(scan._Process, "command", (sys.executable, "-P", "-c", RUDE))
     monkeypatch.setattr(scan, "_FILES_PER_PROCESS", 3)
     monkeypatch.setattr(scan, "_cores", lambda: 2)
@@ -262,15 +262,21 @@ def test_files_that_end_or_stop_the_process_are_named(folder, source, monkeypatc
     threads_end()
 
 
-def threads_end() -> None:
-    for _ in range(100):
-        if threading.active_count() == 1:
-            return
-        time.sleep(0.1)
-    assert threading.active_count() == 1
+@pytest.fixture
+def threads_end():
+    """Wait until no thread is left that was not there at the beginning."""
+    before = set(threading.enumerate())
+
+    def end() -> None:
+        deadline = time.monotonic() + 10
+        while left := set(threading.enumerate()) - before:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+    return end
 
 
-def test_processes_that_do_not_start_are_an_error(folder, monkeypatch):
+def test_processes_that_do_not_start_are_an_error(folder, monkeypatch, threads_end):
     command = (sys.executable, "-c", "raise SystemExit('no such library')")
     monkeypatch.setattr(scan._Process, "command", command)
     with pytest.raises(RuntimeError, match="clips cannot be looked into: no such library"):
@@ -278,7 +284,9 @@ def test_processes_that_do_not_start_are_an_error(folder, monkeypatch):
     threads_end()
 
 
-def test_an_interrupted_scan_keeps_what_it_found_and_leaves_no_process(folder, monkeypatch):
+def test_an_interrupted_scan_keeps_what_it_found_and_leaves_no_process(
+    folder, monkeypatch, threads_end
+):
     started = []
     start = scan._Process._start
 
