@@ -1,12 +1,11 @@
-"""Reading ahead, working in parallel, writing behind: order, bounds, errors, no thread left."""
+"""Reading ahead and writing behind: order, bounds, errors from each side, no thread left."""
 
 import threading
 import time
 
 import pytest
-import torch
 
-from lmdvid.video.overlap import in_parallel, read_ahead, write_behind
+from lmdvid.video.overlap import read_ahead, write_behind
 
 
 @pytest.fixture(autouse=True)
@@ -138,41 +137,3 @@ def test_an_error_between_drops_what_waits():
         give()
     opener.join()
     assert len(written) <= 1
-
-
-def test_parallel_results_keep_the_order_of_their_items():
-    together = threading.Barrier(2, timeout=10)
-
-    def work(number):
-        together.wait()  # two are at work at the same time
-        time.sleep(0.01 * (number % 2))
-        return number, torch.get_num_threads()
-
-    intraop = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert list(in_parallel(work, range(6), 2)) == [(number, 1) for number in range(6)]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(intraop)
-
-
-def test_with_one_thread_the_caller_works():
-    names = in_parallel(lambda _: threading.current_thread().name, range(2), 1)
-    assert list(names) == [threading.current_thread().name] * 2
-
-
-def test_items_are_drawn_no_further_ahead_than_there_are_threads():
-    drawn = []
-    results = in_parallel(str, map(lambda n: drawn.append(n) or n, range(100)), 3)
-    assert [next(results), next(results)] == ["0", "1"]
-    assert drawn == [0, 1, 2, 3, 4]
-    results.close()
-    assert drawn == [0, 1, 2, 3, 4]
-
-
-def test_an_error_of_parallel_work_comes_in_its_place():
-    results = in_parallel(lambda n: 1 // (2 - n), range(9), 2)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(results)

@@ -43,26 +43,6 @@ def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
     return (gain * taps[:, None] * taps).expand(like.shape[1], 1, 4, 4)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """Convolution with zeros around: (B, C, H, W) to (B, O, H + 2 padding - kernel + 1, ...).
-
-    Outside training a 3x3 convolution in float32 on one core of a CPU is Winograd's (NNPACK, a
-    part of PyTorch): half the time of the direct one, rounding near 1e-5 instead of 1e-6.
-    """
-    if (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and weight.shape[-1] == 3
-        and x.shape[-1] >= 16  # below, preparing the weight takes longer than it saves
-        and torch.get_num_threads() == 1  # it has no use for more
-        and torch._nnpack_available()
-    ):
-        return torch._nnpack_spatial_convolution(x, weight, bias, padding)
-    return F.conv2d(x, weight, bias, padding=padding)
-
-
 def blur(
     x: Tensor, padding: int, stride: int = 1, gain: float = 1.0, bias: Tensor | None = None
 ) -> Tensor:
@@ -147,7 +127,7 @@ class EqualConv2d(nn.Module):
         weight = self.weight * self.scale
         bias = None if self.bias is None else self.bias * self.gain
         if not self.down:
-            x = convolve(x, weight, bias, self.padding)
+            x = F.conv2d(x, weight, bias, padding=self.padding)
         elif weight.shape[-1] == 1:
             # A 1x1 convolution reads every second pixel only, so only those are filtered.
             x = F.conv2d(blur(x, padding=1, stride=2), weight, bias)
@@ -270,7 +250,7 @@ class ModulatedConv2d(nn.Module):
         if self.up:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
             return blur(x, padding=1, gain=4.0, bias=bias)
-        return convolve(x, weight, bias, weight.shape[-1] // 2)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
 class StyledConv(nn.Module):

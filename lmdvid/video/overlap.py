@@ -1,4 +1,4 @@
-"""Decoding ahead of and encoding behind what is computed between them, each in its own threads.
+"""Decoding ahead of and encoding behind what is computed between them, each in its own thread.
 
 Few frames wait at each side, so memory stays bounded. Whatever ends the computation ends the
 threads too: when a block is left, nothing of it runs any more.
@@ -6,49 +6,11 @@ threads too: when a block is left, nothing of it runs any more.
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
-
 T = TypeVar("T")
-R = TypeVar("R")
-
-
-def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
-    """Work on several items at a time; results come in the order of the items.
-
-    Each item has one of torch's threads to itself, which divides the processor better than all of
-    them working on one item: nothing waits for the slowest at every operation.
-
-    Args:
-        work: Called with an item, in a thread of the pool.
-        items: Drawn from in the caller's thread, at most `threads` ahead of the results.
-        threads: How many; with 1, everything happens in the caller's thread.
-
-    Raises:
-        Exception: In the place of a result, whatever the work or drawing the item raised.
-    """
-    if threads == 1:
-        yield from map(work, items)
-        return
-    pending: deque[Future[R]] = deque()
-    intraop = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for waiting in pending:
-                waiting.cancel()
-            torch.set_num_threads(intraop)  # it also set what threads begin with that come later
 
 
 @contextmanager
