@@ -21,6 +21,7 @@ from lmdvid.pretrained import load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
     VideoInfo,
+    VideoReadError,
     VideoWriter,
     frame_times,
     probe,
@@ -477,7 +478,9 @@ def _listed(paths: Paths, role: str) -> list[str | Path]:
 
 
 def _first(path: str | Path) -> Tensor:
-    return next(stream_frames(path))
+    if (frame := next(stream_frames(path), None)) is None:
+        raise VideoReadError(path, "no frame in it can be decoded")
+    return frame
 
 
 def _seen(frames: Iterator[Tensor], framing: Framing) -> Iterator[Tensor]:

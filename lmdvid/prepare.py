@@ -175,7 +175,8 @@ def _prepare(
     rmtree(leftovers, ignore_errors=True)
     report = output / _FAILURES
     if result.failed:
-        report.write_text("".join(f"{key}: {why}\n" for key, why in sorted(result.failed.items())))
+        lines = "".join(f"{key}: {why}\n" for key, why in sorted(result.failed.items()))
+        report.write_text(lines, encoding="utf-8", errors="surrogateescape")
         result.report = report
     else:
         report.unlink(missing_ok=True)

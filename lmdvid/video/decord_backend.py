@@ -79,7 +79,7 @@ def cuda_obstacle(gpu: int) -> str | None:
     if not is_installed():
         return "not installed"
     if not _decord().gpu(gpu).exist:
-        return "sees no GPU, as its wheels are built without CUDA"
+        return "sees no GPU (wheels from PyPI are built without CUDA)"
     return None
 
 

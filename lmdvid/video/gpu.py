@@ -118,7 +118,10 @@ def gpu_obstacle(name: DecoderName, device: torch.device) -> str | None:
     """Why this decoder does not work on this GPU, found out by decoding there; None if it does."""
     if device.type != "cuda":
         return f"{device} is no NVIDIA GPU"
-    obstacle = _BACKENDS[name].cuda_obstacle(device.index)
+    try:
+        obstacle = _BACKENDS[name].cuda_obstacle(device.index)
+    except Exception as error:  # a library that does not load, or a GPU that does not answer
+        return _failure(error)
     if obstacle is not None:
         return obstacle
     # What a build can and what a driver allows show only in use: some decode on the CPU in silence.
@@ -130,10 +133,13 @@ def gpu_obstacle(name: DecoderName, device: torch.device) -> str | None:
         try:
             seen = GpuDecoder(name, device).read(path, path.read_bytes(), [13, 0, 7]).cpu().float()
         except Exception as error:  # whatever it is, this decoder does not work here
-            lines = str(error).replace(str(path), "a clip").splitlines()
-            return f"fails: {(lines or [type(error).__name__])[0]}"
+            return _failure(error).replace(str(path), "a clip")
     wrong = (seen - levels[[13, 0, 7]].view(3, 1, 1, 1)).abs().mean().item()
     return None if wrong <= _TOLERANCE else f"gives wrong frames (off by {wrong:.0f} grey levels)"
+
+
+def _failure(error: Exception) -> str:
+    return f"fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 
 def unfit_for_gpu(clip: ScannedClip, name: DecoderName) -> str:
