@@ -27,7 +27,7 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install  ## draw puppets, train LIA on them for six minutes, animate held-out ones
+demo: install  ## draw puppets, train LIA on them for five minutes, animate held-out ones
 	$(BIN)/lightning fit --config experiments/lia_puppets.yaml
 	$(BIN)/lightning test --config experiments/lia_puppets.yaml --ckpt_path last
 

@@ -2,7 +2,7 @@
 
     python benchmarks/demo.py
 
-Writes benchmarks/results/demo.json and takes about seven minutes on two cores.
+Writes benchmarks/results/demo.json and takes about six minutes on two cores.
 """
 
 import csv
