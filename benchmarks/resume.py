@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from demo import processor
 from lightning.pytorch import Callback
 
 from data_modules.puppets import Puppets
@@ -187,14 +188,6 @@ def repetition(seed: int, clips: str, place: Path) -> dict:
         "equal": equal(final(whole, 0), final(killed, 1)),
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def processor() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
