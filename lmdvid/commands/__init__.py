@@ -55,3 +55,13 @@ def run(name: str, argv: Sequence[str], prog: str) -> int:
     )
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv), parser)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Read an option such as `3,7`."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers such as 3,7; given {text}"
+        ) from None

@@ -2,6 +2,8 @@
 
 import argparse
 
+from lmdvid.commands import whole_numbers
+
 HELP = "bring a picture to life with the motion of a video"
 
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--absolute-directions",
-        type=_numbers,
+        type=whole_numbers,
         default=(),
         metavar="I,J,...",
         help="motion directions, counted from 0, that follow the driver's own pose while the "
@@ -126,15 +128,6 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     )
     print(f"wrote {path}")
     return 0
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected whole numbers such as 3,7; given {text}"
-        ) from None
 
 
 def _box(text: str) -> tuple[int, ...] | str:

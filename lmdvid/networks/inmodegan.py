@@ -319,10 +319,15 @@ class Generator(nn.Module):
                 w0 = self.centre + truncation * (w0 - self.centre)
             return Codes(w0, self.motion(w0, motion))
 
-    def latents(self, codes: Codes) -> Tensor:
-        """The walk w_0 ... w_{T-1}, (B, T, D)."""
-        steps = self.navigator(codes.appearance, codes.alpha, accumulate=True)
-        return torch.cat([codes.appearance[:, None].to(steps.dtype), steps], dim=1)
+    def latents(self, codes: Codes, start: int = 0, stop: int | None = None) -> Tensor:
+        """The walk w_start ... w_{stop-1}, (B, stop - start, D); `stop` None is T."""
+        origin, alpha = codes.appearance, codes.alpha
+        if start:
+            origin = self.navigator(origin, alpha[:, :start].sum(dim=1))
+        steps = self.navigator(
+            origin, alpha[:, start : None if stop is None else stop - 1], accumulate=True
+        )
+        return torch.cat([origin[:, None].to(steps.dtype), steps], dim=1)
 
     def render(self, codes: Codes, start: int = 0, stop: int | None = None) -> Tensor:
         """Draw frames `start` to `stop` (None: the last) of each video.
@@ -330,7 +335,7 @@ class Generator(nn.Module):
         Returns:
             (B, stop - start, 3, size, size), unbounded; clamp to [-1, 1] to show it.
         """
-        return self.synthesis(self.latents(codes)[:, start:stop])
+        return self.synthesis(self.latents(codes, start, stop))
 
     def forward(self, appearance: Tensor, motion: Tensor) -> Tensor:
         """Noise (B, Z) and (B, T - 1, M) to videos (B, T, 3, size, size), unbounded."""
