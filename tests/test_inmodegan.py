@@ -490,3 +490,39 @@ def test_predictions_are_named_by_index(tmp_path):
     parts = trainer(tmp_path).predict(task, Data())
     assert [key for part in parts for key in part["key"]] == [f"{i:06d}" for i in range(5)]
     assert parts[0]["video"].shape == (2, 6, 3, 32, 32)
+
+
+def test_scores_and_samples(tmp_path):
+    """The distance is that of the same videos, embedded by hand; a second epoch's as well."""
+    from lmdvid.callbacks import SampleVideos
+    from lmdvid.generate import Plan, generate
+    from lmdvid.metrics.frechet import frechet_distance
+    from lmdvid.networks.features import EfficientNetClips
+    from lmdvid.video import probe
+
+    samples = SampleVideos(clips=4, fps=10, output=str(tmp_path / "out" / "sample.mp4"))
+    task = InMoDeGAN(**SMALL, lr=1e-12)
+    run = trainer(
+        tmp_path, max_epochs=2, callbacks=[samples], limit_val_batches=1.0, num_sanity_val_steps=1
+    )
+    run.fit(task, Data())
+    real = torch.stack([Squares()[i]["video"] for i in range(8)])
+    embed = EfficientNetClips()
+    fake = generate(task.generator_ema.network, Plan(frames=6), range(8))
+    sides = [embed(videos).double() for videos in (real, fake)]
+    moments = [value for side in sides for value in (side.mean(0), side.T.cov())]
+    expected = frechet_distance(*moments)
+    scores = run.callback_metrics
+    torch.testing.assert_close(
+        scores["val/fd_effnetlite0_6f"].double(), expected, rtol=1e-4, atol=0
+    )
+    assert scores["val/clips"] == 8
+    motion = (real[:, 1:] - real[:, :-1]).abs().mean()
+    torch.testing.assert_close(scores["val/real_motion"], motion)
+    videos = sorted((tmp_path / "run" / "version_0" / "samples").iterdir())
+    assert len(videos) == 2
+    info = probe(videos[-1])
+    assert (info.frames, info.width, info.height) == (6, 2 * 32, 4 * 32)
+    (scores,) = run.test(task, Data(), verbose=False)
+    assert scores["test/fd_effnetlite0_6f"] == pytest.approx(expected.item(), rel=1e-4)
+    assert probe(tmp_path / "out" / "sample.mp4").frames == 6
