@@ -27,6 +27,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 
+class DeviceError(ValueError):
+    """A device is not there."""
+
+
 def save_network(network: nn.Module, folder: str | Path) -> None:
     """Write a network as `model.safetensors` and `config.json`.
 
@@ -81,6 +85,24 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit {name}: {_first_line(error)}") from error
     return network.to(device).eval().requires_grad_(False)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA, then Apple's GPU, then the CPU, whichever is there.
+
+    Raises:
+        DeviceError: If it is not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator is not None else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"device {name!r} is not available here: choose cpu, or what `lmdvid doctor` lists "
+            "under accelerators"
+        ) from error
 
 
 def convert(path: str | Path, folder: str | Path) -> str:
