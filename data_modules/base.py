@@ -76,8 +76,9 @@ class VideoDataModule(LightningDataModule):
     Validation uses `eval_clips` of the held-out clips, test all of them; both take the first
     `eval_frames` frames. The same seed gives the same batches with any number of workers.
 
-    A new data set is a subclass that overrides, where it needs to, `identity`, the folder names, and
-    `suffixes`, `clips_of` and `samples`, which say what else than videos and pictures holds clips.
+    A new data set is a subclass that overrides, where it needs to, `identity` and the folder names;
+    and where its clips are in other files than videos and pictures, `suffixes`, `clips_of`, `holds`
+    (all kinds, in words) and `samples`.
 
     Args:
         root: folder of the data set.
@@ -367,9 +368,10 @@ class VideoDataModule(LightningDataModule):
         root = Path(self.root).expanduser()
         train, test = self._folders(root, training)
         self._index(root, self._choose(train, test))
-        # A file may hold many clips, so these are counted once more.
-        keys = choose((clip.key for clip in self._indexed.get(train, [])), self.max_clips, self.seed)
-        clips = [clip for clip in self._indexed.get(train, []) if clip.key in keys]
+        clips = self._indexed[train] if train else []
+        if self.max_clips is not None:  # a file may hold many clips
+            keys = choose((clip.key for clip in clips), self.max_clips, self.seed)
+            clips = [clip for clip in clips if clip.key in keys]
         if test is not None:
             return clips, self._indexed[test]
         if self.split == "time":

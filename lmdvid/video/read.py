@@ -67,9 +67,9 @@ def read_clip(
             with PyAV all else: other codecs than H.264, MPEG-4, VP9 and MJPEG, MPEG-TS, gif,
             odd sizes, other pixel formats than 8-bit 4:2:0, interlaced frames, open groups of
             pictures, edit lists, repeated or missing time stamps. `decord` and `pyav` insist on
-            one; pictures and arrays need neither. Both give the same pixels, bit for bit, because decord is
-            given 8-bit 4:2:0 only: of what it is not given it would make slightly other colours
-            (2 to 4 of 255 levels on average for odd sizes and 10-bit).
+            one; pictures and arrays need neither. Both give the same pixels, bit for bit, because
+            decord is given 8-bit 4:2:0 only: of what it is not given it would make slightly other
+            colours (2 to 4 of 255 levels on average for odd sizes and 10-bit).
         device: Where the frames are to be. On `cuda` (or `cuda:1`) an NVIDIA GPU decodes, by the
             first that works there of decord, torchcodec and PyAV, or the one that `backend`
             insists on; what it would get wrong, and all where `auto` finds none, is decoded on

@@ -1,10 +1,10 @@
 """Sequences of raw frames in TFRecord files, read without TensorFlow.
 
-A file is a row of records: `length (8 bytes), its CRC (4), data, their CRC (4)`, little-endian, each
-CRC a CRC32C that is rotated and shifted by a constant (tensorflow/core/lib/hash/crc32c.h). The data
-of one are a protobuf message, `tf.train.Example`: a map from names to lists of bytes, floats or
-integers. As in BAIR's softmotion30_44k, the picture at time t is the feature `t/CAMERA/encoded`: in
-spite of its name the bytes of a square in RGB, and nothing else.
+A file is a row of records: `length (8 bytes), its CRC (4), data, their CRC (4)`, little-endian. A
+CRC is a CRC32C, rotated and shifted by a constant (tensorflow/core/lib/hash/crc32c.h). The data are
+a protobuf message, `tf.train.Example`: a map from names to lists of bytes, floats or integers. As
+in BAIR's softmotion30_44k, the picture at time t is the feature `t/CAMERA/encoded`: in spite of its
+name the bytes of a square in RGB, and nothing else.
 """
 
 import struct
