@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from lmdvid.metrics.frechet import FrechetDistance, expected_distance, frechet_distance
+from lmdvid.metrics.frechet import (
+    ExtrapolatedFrechetDistance,
+    FrechetDistance,
+    expected_distance,
+    frechet_distance,
+)
+from lmdvid.metrics.kernel import KernelDistance
+from lmdvid.metrics.precision_recall import PrecisionRecall
 
 
 def waves(n: int, dim: int, real: bool) -> torch.Tensor:
@@ -217,6 +224,107 @@ class TestFrechetDistance:
             FrechetDistance(3, ddof=2)
 
 
+class TestExtrapolation:
+    def test_removes_the_bias(self):
+        dim, n = 8, 400
+        plain, without = [], []
+        for seed in range(12):
+            real, fake = normal(n, dim, 2 * seed), normal(n, dim, 2 * seed + 1)
+            fake[:, 0] += 1
+            plain.append(distance(real, fake) - 1)
+            metric = ExtrapolatedFrechetDistance(dim, points=5)
+            metric.update(real, real=True)
+            metric.update(fake, real=False)
+            without.append(metric.compute().item() - 1)
+        bias = expected_distance(torch.ones(dim), n, n).item()
+        assert sum(plain) / 12 > 0.6 * bias
+        assert abs(sum(without) / 12) < 0.5 * bias
+
+    def test_refuses_too_few(self):
+        metric = ExtrapolatedFrechetDistance(8)
+        metric.update(normal(31, 8), real=True)
+        metric.update(normal(40, 8), real=False)
+        with pytest.raises(ValueError, match="at least 32 samples on each side; it has 31 real"):
+            metric.compute()
+
+
+class TestKernelDistance:
+    @staticmethod
+    def value(real, fake, **options):
+        metric = KernelDistance(real.shape[1], **options)
+        metric.update(real[:2], real=True)
+        metric.update(real[2:], real=True)
+        metric.update(fake, real=False)
+        return metric.compute().item()
+
+    @pytest.mark.parametrize(
+        ("n", "m", "dim", "unbiased", "biased", "jedi", "square"),
+        [
+            (12, 12, 4, -0.514483884681, 0.143624486584, 1.606836779352, -0.066329976038),
+            (40, 30, 6, -0.121803426995, 0.083782514634, 1.111868325591, -0.014956198756),
+            (5, 5, 8, -1.345436795951, 0.283752615499, 4.529752783911, -0.175523222614),
+            (2, 3, 4, -2.888974478873, 3.350498987146, 51.274982440205, -0.475356024070),
+        ],
+    )
+    def test_known_values(self, n, m, dim, unbiased, biased, jedi, square):
+        real, fake = waves(n, dim, True), waves(m, dim, False)
+        assert self.value(real, fake) == pytest.approx(unbiased, abs=1e-11)
+        assert self.value(real, fake, biased=True) == pytest.approx(biased, abs=1e-11)
+        two = {"degree": 2, "constant": 0.0}
+        assert 100 * self.value(real, fake, **two, biased=True) == pytest.approx(jedi, abs=1e-10)
+        assert self.value(real, fake, **two) == pytest.approx(square, abs=1e-11)
+
+    def test_values_of_a_published_self_test(self):
+        a = matrix([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+        b = matrix([[7, 6, 5], [4, 3, 2], [1, 1, 8], [0, 2, 5]])
+        two = {"degree": 2, "constant": 0.0, "biased": True}
+        assert self.value(a, b, **two) == pytest.approx(270.7222222222)
+        assert self.value(a, b, **two, gamma=1.0) == pytest.approx(2436.5)
+        assert self.value(a, b, biased=True) == pytest.approx(23088.0833333)
+
+    def test_subsets(self):
+        real, fake = normal(60, 3), normal(50, 3, 1) + 0.2
+        options = {"subsets": 40, "subset_size": 30}
+        found = self.value(real, fake, **options)
+        assert found == self.value(real, fake, **options)
+        assert found != self.value(real, fake, **options, seed=1)
+        assert found == pytest.approx(self.value(real, fake), rel=0.5)
+        whole = self.value(real[:30], fake[:30], **options)
+        assert whole == pytest.approx(self.value(real[:30], fake[:30]), rel=1e-9)
+        with pytest.raises(ValueError, match="at least 51 samples on each side"):
+            self.value(real, fake, subsets=2, subset_size=51)
+
+
+class TestPrecisionRecall:
+    def test_by_hand(self):
+        # On a line with k = 1: real balls [0, 2], [-1, 1] -> radius 1 and 1, and 8 around 10.
+        metric = PrecisionRecall(1, neighbours=1)
+        metric.update(matrix([[0], [1], [10]]), real=True)
+        metric.update(matrix([[1.5], [20], [20.5]]), real=False)
+        # real radii: 1, 1, 9; generated radii: 18.5, 0.5, 0.5
+        assert {k: v.item() for k, v in metric.compute().items()} == {
+            "precision": pytest.approx(1 / 3),  # 1.5 is within 1 of 1; 20 and 20.5 are not
+            "recall": pytest.approx(1.0),
+        }
+
+    def test_equal_and_far_sets(self):
+        for shift, expected in ((0.0, 1.0), (100.0, 0.0)):
+            metric = PrecisionRecall(4)
+            metric.update(normal(700, 4), real=True)
+            metric.update(normal(600, 4, int(shift)) + shift, real=False)
+            values = metric.compute()
+            assert values["precision"] == pytest.approx(expected, abs=0.1)
+            assert values["recall"] == pytest.approx(expected, abs=0.1)
+
+    def test_one_mode_is_precise_and_recalls_little(self):
+        metric = PrecisionRecall(4)
+        metric.update(normal(300, 4), real=True)
+        metric.update(0.05 * normal(300, 4, 1), real=False)
+        values = metric.compute()
+        assert values["precision"] > 0.95
+        assert values["recall"] < 0.05
+
+
 # Shares of real and generated samples by process: uneven, empty, and so small that some processes
 # still keep rows that others have dropped.
 SHARES = [
@@ -246,10 +354,8 @@ def _process(rank: int, results) -> None:
                         if len(mine):
                             metric.update(mine, real=real)
                 for index, metric in enumerate(metrics):
-                    try:
-                        value = metric.compute().tolist()
-                    except ValueError as error:
-                        value = str(error)
+                    value = _value(metric)
+                    if isinstance(value, str):
                         metric.reset()
                     metric.update(waves(1, 8, True), real=True)  # its own share is as it was
                     own = int(metric.real_count) - 1
@@ -259,7 +365,20 @@ def _process(rank: int, results) -> None:
 
 
 def _metrics(**options):
-    return [FrechetDistance(8, **options)]
+    return [
+        FrechetDistance(8, **options),
+        KernelDistance(8, **options),
+        PrecisionRecall(8, 1, **options),
+    ]
+
+
+def _value(metric):
+    """What `compute` returns or how it refuses, as plain numbers or text."""
+    try:
+        value = metric.compute()
+    except ValueError as error:
+        return str(error)
+    return [v.item() for v in value.values()] if isinstance(value, dict) else [value.item()]
 
 
 def test_processes_agree_with_one(tmp_path):
@@ -278,10 +397,8 @@ def test_processes_agree_with_one(tmp_path):
             for index, metric in enumerate(_metrics()):
                 for counts, real in zip(shares, (True, False), strict=True):
                     metric.update(waves(sum(counts), 8, real)[: sum(counts[:size])], real=real)
-                try:
-                    expected = metric.compute().tolist()
-                except ValueError as error:
-                    expected = str(error)
+                expected = _value(metric)
+                if isinstance(expected, str):
                     shares_left = [0] * size
                 else:
                     shares_left = shares[0][:size]

@@ -11,7 +11,36 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
-class TwoSampleMetric(Metric):
+class ExactMetric(Metric):
+    """A metric whose states keep their type whatever precision the model around it is moved to.
+
+    Use `update` and `compute`; calling the metric like a function would compute at every batch.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    @property
+    def update_called(self) -> bool:
+        """True: `compute` itself says what is missing, and an empty share is none of that."""
+        return True
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> "ExactMetric":
+        # `.to(torch.bfloat16)`, unlike `.bfloat16()`, would convert the states.
+        super()._apply(fn, exclude_state=(*exclude_state, *self._defaults))
+        self._computed = None
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        for name, default in self._defaults.items():
+            state = getattr(self, name)
+            if isinstance(default, Tensor):
+                self._defaults[name] = default.to(device)
+                setattr(self, name, state.to(device))
+            else:
+                setattr(self, name, [rows.to(device) for rows in state])
+        return self
+
+
+class TwoSampleMetric(ExactMetric):
     """Compares real with generated samples, each a vector of features.
 
     Every process brings its own share, of any size, none included; the result is that of one
@@ -26,9 +55,6 @@ class TwoSampleMetric(Metric):
             once: ask `real_count` before feeding them again.
         kwargs: Of `torchmetrics.Metric`.
     """
-
-    is_differentiable = False
-    full_state_update = False
 
     minimum = 2
     """Samples that each side must have."""
@@ -117,28 +143,9 @@ class TwoSampleMetric(Metric):
             setattr(self, name, value)
         return None
 
-    @property
-    def update_called(self) -> bool:
-        """True: `compute` itself says what is missing, and an empty share is none of that."""
-        return True
-
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         # Processes must agree on the number of tensors and of their dimensions.
         for side in ("real", "fake"):
             setattr(self, f"{side}_rows", [self.rows(side)])
         super()._sync_dist(*args, **kwargs)
         self.real_rows, self.fake_rows = [self.rows("real")], [self.rows("fake")]
-
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> "TwoSampleMetric":
-        # `.to(torch.bfloat16)`, unlike `.bfloat16()`, would convert the states.
-        super()._apply(fn, exclude_state=(*exclude_state, *self._defaults))
-        self._computed = None
-        device = torch.device("cpu") if self.device.type == "mps" else self.device
-        for name, default in self._defaults.items():
-            state = getattr(self, name)
-            if isinstance(default, Tensor):
-                self._defaults[name] = default.to(device)
-                setattr(self, name, state.to(device))
-            else:
-                setattr(self, name, [rows.to(device) for rows in state])
-        return self

@@ -1,0 +1,101 @@
+"""Outputs of detectors on disk: key points or embeddings of every frame of every clip."""
+
+import csv
+import zipfile
+from collections import defaultdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DetectionsError(ValueError):
+    """A file of detections cannot be used; the text says where and why."""
+
+
+def load_detections(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what a detector found.
+
+    An `.npz` has an array for each clip, named after it: (T, K, 2) key points or (T, D)
+    embeddings, NaN for what is missing; it may have a text `detector`. A `.csv` has the columns
+    `clip`, `frame` and then the values of a row (x0, y0, x1, y1, ... or the embedding), empty
+    where missing; frames that have no row are missing as a whole.
+
+    Returns:
+        By clip, its name up to the first dot, float64 arrays: (T, D), or (T, K, 2) of an npz;
+        and what a result must say of the file: its SHA-256, and the detector where it is named.
+
+    Raises:
+        DetectionsError: The file is missing or of another form.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        about = {"file": path.name, "sha256": sha256(data).hexdigest()}
+        clips, more = _from_csv(path) if path.suffix == ".csv" else _from_npz(path)
+    except OSError as error:
+        raise DetectionsError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DetectionsError(
+            f"{path} holds no detections: {error}\nan .npz has an array of each clip's frames; "
+            "a .csv the columns clip, frame and values"
+        ) from error
+    if not clips:
+        raise DetectionsError(f"{path} holds no detections")
+    return clips, about | more
+
+
+def as_points(values: Tensor) -> Tensor:
+    """Rows x0, y0, x1, y1, ... (T, 2 K), or points already, as (T, K, 2).
+
+    Raises:
+        DetectionsError: An odd number of values.
+    """
+    if values.ndim == 3:
+        return values
+    if values.shape[1] % 2:
+        raise DetectionsError(f"{values.shape[1]} values in a row are not pairs of x and y")
+    return values.view(len(values), -1, 2)
+
+
+def _name(clip: str) -> str:
+    return Path(clip).name.split(".")[0]
+
+
+def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    clips, about = {}, {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            values = file[name]
+            if name == "detector":
+                about["detector"] = str(values)
+            elif values.ndim not in (2, 3) or values.dtype.kind not in "fiu":
+                raise ValueError(f"{name} is {values.shape} {values.dtype}")
+            else:
+                clips[_name(name)] = torch.from_numpy(values.astype(np.float64))
+    return clips, about
+
+
+def _from_csv(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    rows: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    with path.open(newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header[:2] != ["clip", "frame"] or len(header) < 3:
+            raise ValueError(f"its first line is {','.join(header[:4])}")
+        for line in reader:
+            if len(line) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(line)} of {len(header)} values")
+            frame = int(line[1])
+            if frame < 0:
+                raise ValueError(f"line {reader.line_num} names frame {frame}")
+            rows[_name(line[0])][frame] = [float(v) if v else float("nan") for v in line[2:]]
+    clips = {}
+    for clip, frames in rows.items():
+        values = torch.full((max(frames) + 1, len(header) - 2), float("nan"), dtype=torch.float64)
+        for frame, row in frames.items():
+            values[frame] = torch.tensor(row, dtype=torch.float64)
+        clips[clip] = values
+    return clips, {}
