@@ -47,7 +47,6 @@ class ReconstructionScores(ExactMetric):
         zeros = torch.zeros(len(self.names), dtype=torch.float64)
         self.add_state("totals", zeros, dist_reduce_fx="sum")
 
-    @torch.no_grad()
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Add videos (B, T, 3, H, W), RGB in [-1, 1]; the prediction is clamped.
 
@@ -60,14 +59,12 @@ class ReconstructionScores(ExactMetric):
                 f"{tuple(truth.shape)}"
             )
         for video, true in zip(prediction, truth, strict=True):
-            scores = self._frames(video.float().clamp(-1, 1), true.float()).double()
-            scores = scores.to(self.totals.device)
-            if self.reduction == "video":
-                scores = scores.mean(0, keepdim=True)
-            self.totals = self.totals + scores.sum(0)
-            self.count = self.count + len(scores)
+            self.add_video(self.frame_scores(video, true))
 
-    def _frames(self, video: Tensor, truth: Tensor) -> Tensor:
+    @torch.no_grad()
+    def frame_scores(self, video: Tensor, truth: Tensor) -> Tensor:
+        """Return the scores (T, len(names)) of frames (T, 3, H, W): a part of a long video."""
+        video, truth = video.float().clamp(-1, 1), truth.float()
         gap = (video - truth) / 2
         # On [0, 1]: SSIM is not indifferent to a shift, and on [-1, 1] lower.
         ssim = structural_similarity_index_measure(
@@ -80,6 +77,14 @@ class ReconstructionScores(ExactMetric):
             parts = zip(video.split(16), truth.split(16), strict=True)
             scores.append(torch.cat([lpips(*pair) for pair in parts]))
         return torch.stack(scores, dim=1)
+
+    def add_video(self, scores: Tensor) -> None:
+        """Add the scores of all frames of one video, as `frame_scores` gives them."""
+        scores = scores.to(self.totals.device).double()
+        if self.reduction == "video":
+            scores = scores.mean(0, keepdim=True)
+        self.totals = self.totals + scores.sum(0)
+        self.count = self.count + len(scores)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean scores by name, float64 scalars."""

@@ -72,6 +72,11 @@ class FrechetDistance(TwoSampleMetric):
             if not getattr(self, f"{side}_sum").isfinite().all():
                 raise ValueError(f"FrechetDistance: features of {name} samples are not finite")
 
+    def real_eigenvalues(self) -> Tensor:
+        """Return the eigenvalues (F,) of the real covariance, for `expected_distance`."""
+        _, covariance = self._gaussian("real")
+        return torch.linalg.svdvals(covariance.factor).square()
+
     def _distance(self) -> Tensor:
         sides = [self._gaussian("real"), self._gaussian("fake")]
         (mean_real, real), (mean_fake, fake) = sides

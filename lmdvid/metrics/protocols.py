@@ -1,0 +1,228 @@
+"""Protocols: what exactly a published number, or one of ours, compares.
+
+The name of a score says nothing without them: features, which frames of which clips, how they are
+resized, how many clips, which covariance. A result carries all of it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from lmdvid.metrics.animation import Reduction
+from lmdvid.networks.features.efficientnet import EfficientNetClips
+from lmdvid.networks.features.frozen import VideoFeatures
+from lmdvid.networks.features.i3d import I3DClips, TorchScriptI3D
+from lmdvid.networks.features.inception import InceptionFrames
+from lmdvid.networks.features.resnext3d import ResNeXtClips
+
+Window = Literal["random", "first", "centre", "spread"]
+Side = Literal["real", "fake"]
+
+NETWORKS: dict[str, Callable[[str | Path | None], VideoFeatures]] = {
+    "efficientnet": EfficientNetClips,
+    "i3d": I3DClips,
+    "i3d_torchscript": TorchScriptI3D,
+    "inception": InceptionFrames,
+    "resnext": ResNeXtClips,
+}
+"""Networks by the names that protocols use, each made from the path of its weights or None."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a set of generated videos is scored.
+
+    Attributes:
+        name: also of its first score.
+        about: in one line, where it comes from.
+        features: what the two sets are compared in, one of `NETWORKS`; None compares no sets.
+        frames: frames T of a clip.
+        stride: distance between them; a clip needs T x stride frames, as StyleGAN-V asks.
+        real_window: where in a real video they lie: at a `random` place drawn from `seed` and the
+            video's name, at the `first` frames, in the `centre`, or `spread` over all of it.
+        fake_window: the same for generated videos.
+        limit: of each set the first so many videos, in the order of their names; None takes all.
+        ddof: what covariances divide by, N - ddof.
+        seed: of random places.
+        pixels: pairs of videos are compared, averaged by video or by frame; None compares none.
+        lpips: network of LPIPS between pairs; None leaves it out.
+        detections: scores from detectors' outputs: `keypoints` (AKD, MKR), `identity` (AED, CSIM).
+        split: which videos the real set should hold; not checked.
+        codec: how generated videos should be written; not checked.
+    """
+
+    name: str
+    about: str
+    features: str | None = None
+    frames: int = 16
+    stride: int = 1
+    real_window: Window = "random"
+    fake_window: Window = "first"
+    limit: int | None = None
+    ddof: int = 1
+    seed: int = 0
+    pixels: Reduction | None = None
+    lpips: Literal["alex", "vgg"] | None = None
+    detections: tuple[str, ...] = ()
+    split: str = "as the paper of the data set says"
+    codec: str = "the same for both sides"
+
+    def indices(self, key: str, length: int, side: Side) -> list[int] | None:
+        """Return the numbers of a video's frames to compare.
+
+        Args:
+            key: The video's name; decides where a random window lies.
+            length: Its number of frames.
+            side: "real" or "fake".
+
+        Returns:
+            T numbers, or None where the video is too short.
+        """
+        window = self.real_window if side == "real" else self.fake_window
+        if window == "spread":
+            places = range(self.frames)
+            return [(2 * i + 1) * length // (2 * self.frames) for i in places] if length else None
+        span = self.frames * self.stride
+        if length < span:
+            return None
+        start = {
+            "first": 0,
+            "centre": length // 2 - span // 2,
+            "random": _draw(f"{self.seed} {key}", length - span + 1),
+        }[window]
+        return list(range(start, start + span, self.stride))
+
+    def describe(self) -> dict[str, Any]:
+        """Return all of it as plain data, for a result."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def _draw(text: str, places: int) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:8]) % places
+
+
+_FVD = Protocol(
+    name="fvd2048_16f",
+    about="FVD of StyleGAN-V: 2048 clips of 16 consecutive frames, I3D logits",
+    features="i3d",
+    limit=2048,
+    ddof=0,
+    split="UCF-101: train and test; other sets: train",
+    codec="frames as images, without loss",
+)
+_LONG = replace(_FVD, name="fvd2048_128f", about="as fvd2048_16f, of 128 frames", frames=128)
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol(
+            name="fd_effnetlite0_16f",
+            about="no FVD: as fvd2048_16f in features that are installed with lmdvid",
+            features="efficientnet",
+            limit=2048,
+        ),
+        _FVD,
+        _LONG,
+        replace(
+            _FVD,
+            name="fvd2048_128f_subsample8f",
+            about="as fvd2048_16f, of every 8th of 128 frames",
+            stride=8,
+        ),
+        replace(
+            _FVD,
+            name="fvd2048_16f_torchscript",
+            about="fvd2048_16f with StyleGAN-V's own TorchScript file",
+            features="i3d_torchscript",
+        ),
+        Protocol(
+            name="video_fid_resnext",
+            about="video-FID of G3AN, as the InMoDeGAN line reports it: 3-D ResNeXt-101",
+            features="resnext",
+            real_window="centre",
+            fake_window="centre",
+            split="train",
+            codec="libx264 mp4; G3AN compares 5000 generated videos",
+        ),
+        Protocol(
+            name="fid_frames",
+            about="FID of 16 frames spread over each video; they are not independent",
+            features="inception",
+            real_window="spread",
+            fake_window="spread",
+        ),
+        Protocol(
+            name="reconstruction",
+            about="each video against the real one of its name; no network",
+            pixels="video",
+        ),
+        Protocol(
+            name="lia_reconstruction",
+            about="LIA: L1 and LPIPS (alex), averaged by video",
+            pixels="video",
+            lpips="alex",
+            split="test",
+        ),
+        Protocol(
+            name="fomm_reconstruction",
+            about="FOMM, MRAA: L1 averaged by frame; AKD, MKR, AED from detectors' outputs",
+            pixels="frame",
+            detections=("keypoints", "identity"),
+            split="test",
+            codec="png, without loss",
+        ),
+        Protocol(
+            name="cross_identity",
+            about="FID of frames against the real ones; CSIM with the source pictures",
+            features="inception",
+            real_window="spread",
+            fake_window="spread",
+            detections=("identity",),
+            split="test",
+        ),
+    )
+}
+"""Protocols by name."""
+
+
+class ProtocolError(ValueError):
+    """No such protocol, or results of which no two may be compared."""
+
+
+def protocol(name: str) -> Protocol:
+    """Return a protocol by its name.
+
+    Raises:
+        ProtocolError: There is none of that name.
+    """
+    if name not in PROTOCOLS:
+        raise ProtocolError(f"no protocol {name}; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Refuse to compare two results that differ in more than the generated videos.
+
+    Args:
+        a: A result of `lmdvid.evaluate.evaluate`, or its JSON.
+        b: Another.
+
+    Raises:
+        ProtocolError: They differ in protocol, weights, detectors, real set or numbers; says how.
+    """
+    differences = []
+    for part in ("protocol", "weights", "detectors", "counts", "real_content"):
+        left, right = a.get(part), b.get(part)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            differences += [
+                f"{part}.{key}: {left.get(key)} and {right.get(key)}"
+                for key in {**left, **right}
+                if left.get(key) != right.get(key)
+            ]
+        elif left != right:
+            differences.append(f"{part}: {left} and {right}")
+    if differences:
+        raise ProtocolError("results that must not be compared: " + "; ".join(differences))
