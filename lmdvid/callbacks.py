@@ -1,6 +1,7 @@
-"""Callbacks: videos of what a task shows, and a log that survives a kill."""
+"""Callbacks: videos of what a task shows, its scores, and a log that survives a kill."""
 
 import csv
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,16 @@ import lightning as L
 import torch
 from einops import rearrange
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from lmdvid.loggers import log_video
-from lmdvid.video import to_uint8, write_image, write_video
+from lmdvid.metrics.animation import ReconstructionScores
+from lmdvid.metrics.probe import PictureProbe, leakage
+from lmdvid.metrics.protocols import protocol
+from lmdvid.networks.features.lpips import LPIPS
+from lmdvid.video import to_float, to_uint8, write_image, write_video
 
 
 class SampleVideos(L.Callback):
@@ -79,6 +86,200 @@ class SampleVideos(L.Callback):
     def _take(self) -> list[Tensor]:
         rows, self._rows = self._rows, []
         return rows
+
+
+class ScoreTable(L.Callback):
+    """Show all scores of `lightning test` in one table and store them as JSON.
+
+    Tasks and other callbacks log their scores; this adds those of a protocol that compares videos
+    with the truth, from the panels `result` and `truth` (or else `driving`) that `test_step`
+    returns.
+
+    Args:
+        output: The JSON file; None writes `scores.json` beside the logger's files.
+        protocol: Its name, such as `lia_reconstruction`; None adds no scores.
+        weights: File of the protocol's network, or its folder; None looks in LMDVID_WEIGHTS.
+    """
+
+    def __init__(
+        self, output: str | None = None, protocol: str | None = None, weights: str | None = None
+    ) -> None:
+        self.output = output
+        self.protocol = protocol
+        self.weights = weights
+        self._scores: ReconstructionScores | None = None
+        self._digests: dict[str, str] = {}
+        self._clips = 0
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load what the protocol needs, before anything is generated."""
+        self._clips = 0
+        if self.protocol is None:
+            return
+        by = protocol(self.protocol)
+        if by.pixels is None:
+            raise ValueError(
+                f"ScoreTable: {by.name} does not compare videos with the truth; use "
+                "reconstruction, lia_reconstruction or fomm_reconstruction"
+            )
+        lpips = LPIPS(by.lpips, self.weights).to(pl_module.device) if by.lpips else None
+        self._digests = {} if lpips is None else {f"lpips_{by.lpips}": lpips.digest}
+        self._scores = ReconstructionScores(by.pixels, lpips).to(pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+    ) -> None:
+        """Compare this batch's videos with the truth."""
+        self._clips += len(batch["video"])
+        if self._scores is not None:
+            truth = outputs["truth" if "truth" in outputs else "driving"]
+            self._scores.update(outputs["result"], truth)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the protocol's scores."""
+        if self._scores is not None:
+            scores = self._scores.compute()
+            pl_module.log_dict(
+                {f"test/{self.protocol}_{k}": v.float() for k, v in scores.items()}, sync_dist=True
+            )
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print and store the table."""
+        clips = int(trainer.strategy.reduce(torch.tensor(self._clips), reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
+        scores = {
+            name.removeprefix("test/"): value.item()
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("test/")
+        }
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        result = {
+            "scores": scores,
+            "clips": clips,
+            "task": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "protocol": protocol(self.protocol).describe() if self.protocol else None,
+            "weights": self._digests,
+            "torch": torch.__version__,
+        }
+        table = Table(title=f"{clips} test clips")
+        table.add_column("score")
+        table.add_column("value", justify="right")
+        for name, value in scores.items():
+            table.add_row(name, f"{value:.4g}")
+        Console().print(table)
+        path = Path(self.output) if self.output else Path(trainer.log_dir or ".", "scores.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"wrote {path}")
+
+
+class ProbeScores(L.Callback):
+    """Pose error and identity leakage of animations, where pose and identity are known.
+
+    Before testing two `PictureProbe`s learn to read pose and identity off real training pictures
+    (each process from its share). Then, over the panels `result`, `truth` and `driving` of a
+    cross-identity test, in standard deviations of the coordinates that the probe can read:
+    `pose_error` is the mean |difference| of the pose read off result and truth; `still_pose_error`
+    what the source standing still would have; `probe_pose_error` is how far the probe itself is
+    from the exact pose of real test pictures. `identity_leak` is 0 where the result keeps the
+    source's identity, 1 where it shows the driver's, see `leakage`.
+
+    Args:
+        pictures: Real pictures to learn from.
+    """
+
+    def __init__(self, pictures: int = 1200) -> None:
+        self.pictures = pictures
+        self._probes: dict[str, PictureProbe] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train the probes."""
+        self._sums = {}
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if data is None:
+            raise ValueError("ProbeScores learns from the training clips of a data module")
+        # Test alone does not set the training clips up.
+        data.setup("fit")
+        probe = PictureProbe().to(pl_module.device)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        count = 0
+        for batch in data.train_dataloader():
+            if missing := {"identity", "pose"} - set(batch):
+                raise ValueError(
+                    f"ProbeScores needs {' and '.join(sorted(missing))} in every batch; only data "
+                    "with known poses and identities, such as puppets, has them"
+                )
+            video = batch["video"]
+            video = to_float(video) if video.dtype == torch.uint8 else video
+            count += video.shape[0] * video.shape[1]
+            found.append(
+                (
+                    probe.features(video.flatten(0, 1).to(pl_module.device)),
+                    batch["pose"].flatten(0, 1),
+                    batch["identity"].repeat_interleave(video.shape[1], 0),
+                )
+            )
+            if count >= self.pictures:
+                break
+        features, pose, identity = (torch.cat(parts) for parts in zip(*found, strict=True))
+        pose, identity = pose.to(features.device), identity.to(features.device)
+        groups = identity.unique(dim=0, return_inverse=True)[1]
+        for name, targets in (("pose", pose), ("identity", identity)):
+            fitted = PictureProbe().to(features.device).fit(features, targets, groups)
+            if not fitted.readable.any():
+                raise ValueError(
+                    f"ProbeScores: {len(features)} pictures of {len(groups.unique())} identities "
+                    f"are too few to read any {name} off; raise `pictures` or draw more identities"
+                )
+            self._probes[name] = fitted
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+    ) -> None:
+        """Read pose and identity off this batch's panels."""
+        if "truth" not in outputs:
+            return
+        frames = {name: outputs[name].flatten(0, 1) for name in ("result", "truth", "driving")}
+        length = outputs["result"].shape[1]
+        frames["source"] = outputs["source"].repeat_interleave(length, 0)
+        pose, identity = self._probes["pose"], self._probes["identity"]
+        read = {name: pose(images) for name, images in frames.items()}
+        for score, name in (("pose_error", "result"), ("still_pose_error", "source")):
+            self._add(score, (read[name] - read["truth"]).abs())
+        true = pose.normalise(batch["pose"].flatten(0, 1))
+        self._add("probe_pose_error", (pose(batch["video"].flatten(0, 1)) - true).abs())
+        sides = [identity(frames[name]) for name in ("result", "truth", "driving")]
+        self._add_up("identity_leak", *leakage(*sides))
+
+    def _add(self, name: str, errors: Tensor) -> None:
+        self._add_up(name, errors.sum(), torch.tensor(errors.numel(), device=errors.device))
+
+    def _add_up(self, name: str, total: Tensor, weight: Tensor) -> None:
+        before = self._sums.get(name, (0, 0))
+        self._sums[name] = (before[0] + total, before[1] + weight)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the scores."""
+        for name, (total, weight) in self._sums.items():
+            total, weight = (trainer.strategy.reduce(x, reduce_op="sum") for x in (total, weight))
+            pl_module.log(f"test/{name}", (total / weight).float(), sync_dist=True)
+        for name, probe in self._probes.items():
+            readable = probe.readable.sum().float()
+            pl_module.log(f"test/{name}_coordinates", readable, sync_dist=True)
 
 
 class PredictionVideos(L.Callback):

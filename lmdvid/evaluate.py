@@ -114,9 +114,9 @@ def evaluate(
         progress: Show how far it is.
 
     Returns:
-        `scores` by name, and beside them all that a reader needs: `protocol`, `weights`,
-        `detectors`, `counts` N of both sides, `real_content` (a hash), `sets` (what was found,
-        decoded, broken, too short), `bias`, `real_from_cache`, `versions`, `seconds`.
+        `scores` by name, and beside them all that a reader needs: `protocol`, `network`,
+        `weights`, `detectors`, `counts` N of both sides, `real_content` (a hash), `sets` (what was
+        found, decoded, broken, too short), `bias`, `real_from_cache`, `versions`, `seconds`.
 
     Raises:
         ProtocolError: There is no protocol of this name.
@@ -137,6 +137,7 @@ def evaluate(
     result: dict[str, Any] = {
         "scores": {},
         "protocol": by.describe(),
+        "network": None,
         "weights": {},
         "detectors": {},
         "counts": {},
@@ -238,6 +239,7 @@ def _compare_sets(
         if extrapolate:
             metrics["extrapolated"] = ExtrapolatedFrechetDistance(network.dim, by.ddof).to(device)
 
+    result["network"] = {"name": by.features, "dim": network.dim, "resize": network.resize}
     result["weights"][by.features] = network.digest
     result["real_content"] = _content(sets[0])
     known = cache and cache / f"{_cache_key(result)}.safetensors"
