@@ -106,8 +106,10 @@ class InMoDeGAN(AdversarialTask):
             ema=ema,
         )
         self.save_hyperparameters(ignore=["prediction"])
-        # A quarter faster in bf16, on a CPU as well; no value changes.
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        # A quarter faster in bf16, on a CPU as well; no value changes. 3-D kernels gain nothing.
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.frames = frames
         self.columns = columns
         self.prediction = prediction or Plan(frames=frames)
