@@ -130,7 +130,10 @@ class InMoDeGAN(AdversarialTask):
         network = cast(Generator, self.generator)
         z_a = torch.randn(len(real), network.appearance_noise, device=real.device)
         z_m = torch.randn(len(real), self.frames - 1, network.motion_noise, device=real.device)
-        return {}, network(z_a, z_m), real
+        codes = network.sample_codes(z_a, z_m)
+        mean = codes.appearance.detach().mean(dim=0)
+        network.centre.lerp_(self.trainer.strategy.reduce(mean, reduce_op="mean"), 0.005)
+        return {}, network.render(codes), real
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Compare as many videos from noise with held-out ones; the first batch shows samples."""
