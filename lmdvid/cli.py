@@ -635,7 +635,9 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def _prepare_subcommand_kwargs(self, subcommand: str) -> dict:
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
             if kwargs.get("ckpt_path") == "last":
-                kwargs["ckpt_path"] = self._last(subcommand)
+                # process 0 tells the others when they can talk
+                zero = self.trainer.is_global_zero
+                kwargs["ckpt_path"] = self._last(subcommand) if zero else None
             return kwargs
 
         def _last(self, subcommand: str) -> str | None:
@@ -707,6 +709,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
     return CLI(
         LightningModule,
         LightningDataModule,
+        trainer_class=checkpoints.Trainer,
         parser_class=Parser,
         parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
         save_config_kwargs={"overwrite": True},

@@ -25,6 +25,7 @@ from lmdvid.video import (
     centre_square,
     is_clip,
     probe,
+    pyav_backend,
     read_clip,
     resize,
     stream_frames,
@@ -311,6 +312,33 @@ def test_streaming_keeps_few_frames(tmp_path):
         peak = max(peak, resident() - start)
     assert seen == probe(big).frames == 250
     assert peak < 80e6  # all frames at once take 197 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_looking_for_a_frame_keeps_no_other_in_memory(tmp_path, monkeypatch):
+    """Numbering frames takes their time stamps, not the bytes of the whole file."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 512, 512, 3), dtype=np.uint8)
+    big = tmp_path / "big.avi"
+    with av.open(str(big), "w") as output:
+        stream = output.add_stream("rawvideo", 25)
+        stream.height, stream.width, stream.pix_fmt = 512, 512, "bgr24"
+        for number in range(80):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(noise[number % 4])))
+        output.mux(stream.encode(None))
+    assert big.stat().st_size > 60e6
+    packets, memory = pyav_backend._packets, []
+
+    def watched(*stream):
+        for packet in packets(*stream):
+            memory.append(resident())
+            yield packet
+
+    monkeypatch.setattr(pyav_backend, "_packets", watched)
+    for look in (lambda: read_clip(big, [50], "pyav"), lambda: pyav_backend.header(big)):
+        memory.clear()
+        look()
+        assert len(memory) >= 80
+        assert max(memory) - memory[0] < 25e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

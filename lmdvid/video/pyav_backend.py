@@ -375,13 +375,18 @@ def _index(
 
     Where time stamps are absent or repeat, the first are plain numbers, in order of decoding.
     """
-    packets = [packet for packet in _packets(container, stream) if packet.size]
-    times = [packet.pts for packet in packets if not packet.is_discard]
+    decoded, times, keys = [], [], []
+    for packet in _packets(container, stream):  # each holds its data: none is kept
+        if not packet.size:
+            continue
+        decoded.append(packet.pts)
+        if not packet.is_discard:
+            times.append(packet.pts)
+        if packet.is_keyframe and packet.pts is not None:
+            keys.append(packet.pts)
     known = [time for time in times if time is not None]
-    decoded = [packet.pts for packet in packets]
     if len(set(known)) < len(times) or _unordered(container, stream, decoded):
         return range(len(times)), [], False
-    keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
     return sorted(known), sorted(keys), True
 
 
