@@ -427,6 +427,12 @@ _NOISE = (
 )
 
 
+_TIME_LIMIT = (
+    "trainer.max_time counts a run and what it was resumed from together: to go on, give more, "
+    "such as --trainer.max_time 00:01:00:00 (days:hours:minutes:seconds) --ckpt_path last"
+)
+
+
 def _has_bf16(torch) -> bool:
     """Whether this processor multiplies bf16 itself; oneDNN imitates it where it does not."""
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -434,6 +440,8 @@ def _has_bf16(torch) -> bool:
 
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
+    if text.startswith("Time limit reached"):  # also at once, where a run is resumed after that
+        record.msg, record.args = f"{text} {_TIME_LIMIT}", None
     return not any(word in text for word in _NOISE)
 
 

@@ -525,6 +525,20 @@ def test_last_is_the_newest_usable_checkpoint_of_the_experiment(folder, outcome)
     assert "last: runs/tiny/version_2/checkpoints/last.ckpt (step 12)" in said
 
 
+def test_a_run_whose_time_is_up_says_how_to_go_on(folder, outcome):
+    line = "fit --config tiny.yaml --ckpt_path last --trainer.max_steps"
+    assert outcome(f"{line} 5 --trainer.max_time 00:01:00:00")[0] == 0
+    # less than it took: as if the first run had ended with its time
+    code, said = outcome(f"{line} 10 --trainer.max_time 00:00:00:00")
+    assert code == 0
+    assert "Time limit reached. Elapsed time is" in said
+    assert "to go on, give more, such as --trainer.max_time 00:01:00:00" in said
+    assert not list(Path("runs/tiny/version_1/checkpoints").glob("*.ckpt"))  # it made no step
+    code, said = outcome(f"{line} 10 --trainer.max_time 00:01:00:00")
+    assert (code, "Time limit" in said) == (0, False)
+    assert checkpoints.check(Path("runs/tiny/version_2/checkpoints/last.ckpt")) == 10
+
+
 def test_a_damaged_checkpoint_is_named_and_the_usable_one_beside_it(folder, outcome):
     for run, name, step in ((0, "last", 10), (1, "step=15", 15), (1, "last", 20)):
         place = Path(f"runs/tiny/version_{run}/checkpoints")
