@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
-from lmdvid.pretrained import load_network
+from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
     VideoInfo,
@@ -363,20 +363,12 @@ def animate_file(
 ) -> Path:
     """Load a checkpoint and move pictures: what `lmdvid animate` does.
 
-    `device` may be `auto`: CUDA, then Apple's GPU, then the CPU, whichever is there. The other
-    arguments are those of `Animator.from_pretrained` and `Animator.animate_file`.
+    `device` may be `auto`, see `choose_device`. The other arguments are those of
+    `Animator.from_pretrained` and `Animator.animate_file`.
     """
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator is not None else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise AnimationError(
-            f"device {device!r} is not available here: choose cpu, or what `lmdvid doctor` lists "
-            "under accelerators"
-        ) from error
-    animator = Animator.from_pretrained(checkpoint, device, getattr(torch, dtype), batch_size)
+    animator = Animator.from_pretrained(
+        checkpoint, choose_device(device), getattr(torch, dtype), batch_size
+    )
     return animator.animate_file(
         source,
         driving,

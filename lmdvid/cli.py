@@ -20,18 +20,14 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NoReturn
 
+from lmdvid import commands
+from lmdvid.commands import UsageError
+
 TRAINING = {
     "fit": "train a model",
     "validate": "score a model on the validation clips",
     "test": "score a model on the test clips",
     "predict": "run a model over the prediction clips",
-}
-OTHERS = {
-    "animate": "bring a picture to life with the motion of a video",
-    "convert": "turn an official checkpoint or a training run into a folder of weights",
-    "scan": "look into every clip of a folder: sizes, codecs, what cannot be read",
-    "prepare": "re-encode clips, so that training reads them several times faster",
-    "doctor": "report what is installed, what is broken and how to repair it",
 }
 
 DEFAULTS = """\
@@ -45,10 +41,6 @@ then renamed, so that a kill leaves the previous one whole; metrics.csv is writt
 a resumed run's begins with the rows before the checkpoint. Class paths are full dotted names;
 modules are looked for in the environment first, then in the current directory. Where the data and
 the model both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
-
-
-class UsageError(ValueError):
-    """What was asked for cannot be done as written; the text says why and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -77,18 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             libraries = ", ".join(f"{name} {version(name)}" for name in ("lightning", "torch"))
             print(f"lmdvid {version('lmdvid')} ({libraries})")
             return 0
-        if command == "doctor":
-            return _doctor(prog, argv[1:])
-        if command == "animate":
-            _animate(prog, argv[1:])
-            return 0
-        if command == "convert":
-            _convert(prog, argv[1:])
-            return 0
-        if command == "scan":
-            return _scan(prog, argv[1:])
-        if command == "prepare":
-            return _prepare(prog, argv[1:])
+        if command in commands.names():
+            return commands.run(command, argv[1:], prog)
         if command in TRAINING or command.startswith("-"):
             build_cli(argv, prog=prog)
             return 0
@@ -155,255 +137,14 @@ def _program() -> str:
 
 
 def _overview(prog: str) -> str:
-    commands = "\n".join(f"  {name:<9} {text}" for name, text in (TRAINING | OTHERS).items())
+    others = {name: commands.load(name).HELP for name in commands.names()}
+    lines = "\n".join(f"  {name:<9} {text}" for name, text in (TRAINING | others).items())
     return (
-        f"usage: {prog} <command> [options]\n\n{commands}\n\n"
+        f"usage: {prog} <command> [options]\n\n{lines}\n\n"
         f"  {prog} fit --config experiments/lia_puppets.yaml    trains without data of your own\n"
         f"  {prog} <command> --help                             lists a command's options\n"
         f"  {prog} --version"
     )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Plain options, with errors in two lines instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\nsee {self.prog} --help\n")
-
-
-def _parser(prog: str, command: str) -> _Parser:
-    return _Parser(prog=f"{prog} {command}", description=OTHERS[command], allow_abbrev=False)
-
-
-def _doctor(prog: str, argv: list[str]) -> int:
-    _parser(prog, "doctor").parse_args(argv)
-    from lmdvid import doctor
-
-    return doctor.main()
-
-
-def _animate(prog: str, argv: list[str]) -> None:
-    parser = _parser(prog, "animate")
-    add = parser.add_argument
-    add(
-        "--source",
-        required=True,
-        nargs="+",
-        metavar="IMAGE",
-        help="picture to animate; several make a grid, a row for each",
-    )
-    add(
-        "--driving",
-        required=True,
-        nargs="+",
-        metavar="VIDEO",
-        help="video, gif, frame folder or image; several make a grid, a column for each, as long "
-        "as the longest, with the rate and the sound of the first",
-    )
-    add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
-    add(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="result: .mp4, .gif, .npz (raw values), or .png, .jpg for one driving image",
-    )
-    add(
-        "--mode",
-        choices=("relative", "absolute"),
-        help="move the source by the driver's change since its first frame, or into the driver's "
-        "own pose (default: relative; absolute where the driver is one image)",
-    )
-    add(
-        "--absolute-directions",
-        type=_numbers,
-        default=(),
-        metavar="I,J,...",
-        help="motion directions, counted from 0, that follow the driver's own pose while the "
-        "others move relatively",
-    )
-    add(
-        "--magnitude",
-        type=float,
-        default=1.0,
-        metavar="M",
-        help="factor on the driver's change (relative) or pose (absolute) along every direction "
-        "(default: %(default)s)",
-    )
-    add("--side-by-side", action="store_true", help="write source, driver and result in one row")
-    add(
-        "--fit",
-        choices=("crop", "pad"),
-        default="crop",
-        help="how frames become square (default: %(default)s)",
-    )
-    add(
-        "--crop",
-        type=_box,
-        metavar="X,Y,W,H|face",
-        help="part of the source to use: upper left corner, width and height in pixels, or the "
-        "largest face with room around it (needs opencv-python-headless<5)",
-    )
-    add(
-        "--driving-crop",
-        type=_box,
-        metavar="X,Y,W,H|face",
-        help="the same for the driver; a face is looked for in its first frame",
-    )
-    add(
-        "--paste-back",
-        action="store_true",
-        help="show the result in its place in the whole source picture, with a soft edge",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="driving frames per pass (default: 8; fewer on a CPU, where a few large frames are "
-        "faster than many)",
-    )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, mps; default: the fastest one here",
-    )
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="number format of the network (default: %(default)s)",
-    )
-    add("--no-audio", action="store_true", help="leave the driver's sound out")
-    options = parser.parse_args(argv)
-    if options.batch_size is not None and options.batch_size < 1:
-        parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
-
-    from lmdvid import animate
-
-    path = animate.animate_file(
-        options.source,
-        options.driving,
-        options.checkpoint,
-        options.output,
-        mode=options.mode,
-        side_by_side=options.side_by_side,
-        fit=options.fit,
-        batch_size=options.batch_size,
-        device=options.device,
-        dtype=options.dtype,
-        audio=not options.no_audio,
-        progress=True,
-        absolute_directions=options.absolute_directions,
-        magnitude=options.magnitude,
-        crop=options.crop,
-        driving_crop=options.driving_crop,
-        paste_back=options.paste_back,
-    )
-    print(f"wrote {path}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected whole numbers such as 3,7; given {text}"
-        ) from None
-
-
-def _box(text: str) -> tuple[int, ...] | str:
-    if text == "face":
-        return text
-    numbers = text.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
-        raise argparse.ArgumentTypeError(
-            f"expected 'face' or x,y,width,height in pixels, such as 40,0,256,256; given {text}"
-        )
-    return tuple(map(int, numbers))
-
-
-def _convert(prog: str, argv: list[str]) -> None:
-    parser = _parser(prog, "convert")
-    parser.add_argument("path", help="official checkpoint (.pt) or training checkpoint (.ckpt)")
-    parser.add_argument("folder", help="folder to write model.safetensors and config.json to")
-    options = parser.parse_args(argv)
-
-    from lmdvid import pretrained
-
-    print(pretrained.convert(options.path, options.folder))
-
-
-def _scan(prog: str, argv: list[str]) -> int:
-    parser = _parser(prog, "scan")
-    parser.epilog = "Exit code 1 if a clip cannot be read. Training uses the table that this makes."
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a data set, or one clip")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="for one clip, and a second more for every 10 MB (default: %(default)g)",
-    )
-    options = parser.parse_args(argv)
-    if not options.timeout > 0:
-        parser.error(f"argument --timeout: must be above 0; given {options.timeout:g}")
-
-    from data_modules.index import find_clips
-    from lmdvid.video import scan_clips
-
-    root = Path(options.folder).expanduser()
-    paths = find_clips(root)
-    if not paths:
-        raise UsageError(f"{root} holds no clip: neither videos, gifs nor folders of pictures")
-    scan = scan_clips(root, paths.values(), timeout=options.timeout)
-    print("\n".join(scan.summary()))
-    return int(any(clip.error for clip in scan.clips))
-
-
-def _prepare(prog: str, argv: list[str]) -> int:
-    parser = _parser(prog, "prepare")
-    parser.epilog = (
-        "Exit code 1 if a clip failed. Started again, it goes on where it stopped; other settings "
-        "encode everything anew."
-    )
-    add = parser.add_argument
-    add("what", choices=("clips",), help="videos, gifs and folders of frames, at any depth")
-    add("--input", required=True, metavar="FOLDER", help="originals, which are only read")
-    add("--output", required=True, metavar="FOLDER", help="where the same folders are made")
-    add("--size", type=int, default=256, metavar="PX", help="side of the frames (%(default)s)")
-    add(
-        "--fit",
-        choices=("crop", "pad", "keep"),
-        default="crop",
-        help="cut out the central square, as training does; pad to a square; or keep the shape "
-        "with a shorter side of PX (default: %(default)s)",
-    )
-    add(
-        "--crf", type=float, default=18, metavar="N", help="quality, 0 best, 51 worst (%(default)g)"
-    )
-    add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
-    options = parser.parse_args(argv)
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"argument --jobs: must be at least 1; given {options.jobs}")
-
-    from data_modules.index import find_clips
-    from lmdvid.prepare import PrepareError, Settings, prepare_clips
-
-    root, output = Path(options.input).expanduser(), Path(options.output).expanduser()
-    clips = find_clips(root)
-    if not clips:
-        raise UsageError(f"{root} holds no clip: neither videos, gifs nor folders of pictures")
-    try:
-        settings = Settings(options.size, options.fit, options.crf)
-        done = prepare_clips(clips, root, output, settings, options.jobs, progress=True)
-    except PrepareError as error:
-        raise UsageError(str(error)) from None
-    for reason in list(done.failed.values())[:20]:
-        print(reason, file=sys.stderr)
-    if done.strangers:
-        print(f"{len(done.strangers)} file(s) in {output} come from no clip in {root}: left there")
-    failed = f"{len(done.failed)} failed (listed in {done.report})" if done.failed else "0 failed"
-    print(f"{len(done.made)} clips prepared, {len(done.kept)} were there already, {failed}")
-    return int(bool(done.failed))
 
 
 def _delegate(prog: str, argv: list[str]) -> int | None:
@@ -412,9 +153,9 @@ def _delegate(prog: str, argv: list[str]) -> int | None:
         if script.dist is not None and script.dist.name != "lmdvid":
             sys.argv[1:] = argv
             return script.load()()
-    commands = [*TRAINING, *OTHERS]
-    meant = _nearest(argv[0], commands)
-    raise UsageError(f"no command '{argv[0]}'{meant} (commands: {', '.join(commands)})")
+    known = [*TRAINING, *commands.names()]
+    meant = _nearest(argv[0], known)
+    raise UsageError(f"no command '{argv[0]}'{meant} (commands: {', '.join(known)})")
 
 
 # Lines that tell whoever trains a model nothing they can act on.
@@ -551,8 +292,8 @@ def _unknown_option(message: str, parser) -> str | None:
     )
     if found is None:
         return None
-    commands = parser._subcommands_action
-    parsers = commands._name_parser_map.values() if commands else [parser]
+    subcommands = parser._subcommands_action
+    parsers = subcommands._name_parser_map.values() if subcommands else [parser]
     known = {name.lstrip("-") for p in parsers for name in p._option_string_actions}
     return f"no option '{found[1]}'" + _nearest(found[1].lstrip("-"), known)
 

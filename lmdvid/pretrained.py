@@ -27,6 +27,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 
+class DeviceError(ValueError):
+    """A device is not there."""
+
+
 def save_network(network: nn.Module, folder: str | Path) -> None:
     """Write a network as `model.safetensors` and `config.json`.
 
@@ -83,6 +87,24 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     return network.to(device).eval().requires_grad_(False)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA, then Apple's GPU, then the CPU, whichever is there.
+
+    Raises:
+        DeviceError: If it is not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator is not None else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"device {name!r} is not available here: choose cpu, or what `lmdvid doctor` lists "
+            "under accelerators"
+        ) from error
+
+
 def convert(path: str | Path, folder: str | Path) -> str:
     """Turn the authors' file, or a training checkpoint, into a folder that `load_network` reads.
 
@@ -98,8 +120,12 @@ def convert(path: str | Path, folder: str | Path) -> str:
     """
     path = Path(path)
     content = _load_plain(path)
+    notes = []
     if "lmdvid_generator" in content:
         network = load_network(path)
+        if hasattr(network, "order_directions"):
+            notes = ["motion directions numbered by the spread of their magnitudes, largest first"]
+            network.order_directions()  # pyright: ignore[reportCallIssue]
         left_out = Counter({"training state (discriminator, optimisers, raw weights)": 1})
         system = f"averaged generator of a training checkpoint, step {content['global_step']}"
     else:
@@ -117,6 +143,7 @@ def convert(path: str | Path, folder: str | Path) -> str:
     arguments = ", ".join(f"{k}={v}" for k, v in network.config.items())  # pyright: ignore
     count = sum(p.numel() for p in network.parameters())
     lines = [f"{path}: {system}", f"  {arguments}", f"  {count:,} parameters converted"]
+    lines += [f"  {note}" for note in notes]
     lines += [f"  left out: {n} x {what}" for what, n in sorted(left_out.items())]
     return "\n".join(
         [*lines, f"wrote {Path(folder, WEIGHTS_FILE)} and {Path(folder, CONFIG_FILE)}"]

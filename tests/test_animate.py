@@ -569,6 +569,8 @@ def test_interrupt_ends_at_once_and_leaves_nothing(checkpoint, clip):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     part = clip / f"x.mp4.{process.pid}.part"
     deadline = time.monotonic() + 120

@@ -96,7 +96,7 @@ MISTAKES = {
     ],
     "fit --config run.yaml --trainer.accelerator abacus": ["accelerator", "abacus"],
     "fit --config run.yaml --ckpt_path run.yaml": ["ckpt_path: run.yaml", ".ckpt"],
-    "fitt": ["no command 'fitt'", "'fit'?", "animate, convert, scan, prepare, doctor"],
+    "fitt": ["no command 'fitt'", "'fit'?", "animate, convert, doctor"],
     "animate --source a.png": ["--driving, --checkpoint, --output", "see lightning animate --help"],
     "animate --source a --driving b --checkpoint c --output d --mode no": ["--mode", "'relative'"],
     "animate --source a --driving b --checkpoint c --output d --batch-size 0": ["--batch-size"],
@@ -317,7 +317,7 @@ def test_unknown_commands_go_to_the_other_program_of_that_name(folder, capsys, m
     monkeypatch.setattr(cli, "entry_points", lambda **_: scripts[:1])
     code, error = outcome(capsys, "studio")
     assert (code, len(error.splitlines())) == (2, 1)
-    assert "fit, validate, test, predict, animate, convert, scan, prepare, doctor" in error
+    assert "fit, validate, test, predict, animate, convert, doctor" in error
 
 
 def test_animate_passes_every_option(folder, monkeypatch):

@@ -72,23 +72,31 @@ class EqualLinear(nn.Module):
         outputs: O.
         bias_init: First value of every bias.
         activated: Follow with the activation.
+        lr_mul: Factor on the learning rate of this layer: its parameters are stored that much
+            larger and scaled down when used (StyleGAN's mapping network has 0.01).
     """
 
     def __init__(
-        self, inputs: int, outputs: int, bias_init: float = 0.0, activated: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        bias_init: float = 0.0,
+        activated: bool = False,
+        lr_mul: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.bias = nn.Parameter(torch.full((outputs,), bias_init))
-        self.scale = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
+        self.bias = nn.Parameter(torch.full((outputs,), bias_init / lr_mul))
+        gain = GAIN if activated else 1.0
+        self.scale = gain * lr_mul / math.sqrt(inputs)
+        self.bias_scale = gain * lr_mul
         self.activated = activated
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to (..., C)."""
-        if not self.activated:
-            return F.linear(x, self.weight * self.scale, self.bias)
-        x = F.linear(x, self.weight * (self.scale * GAIN), self.bias * GAIN)
-        return F.leaky_relu(x, 0.2)
+        bias = self.bias if self.bias_scale == 1 else self.bias * self.bias_scale
+        x = F.linear(x, self.weight * self.scale, bias)
+        return F.leaky_relu(x, 0.2) if self.activated else x
 
 
 class EqualConv2d(nn.Module):
@@ -270,18 +278,18 @@ class StyledConv(nn.Module):
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:
-    """Append how much a group of samples varies: (B, C, H, W) to (B, C + 1, H, W).
+    """Append how much a group of samples varies: (B, C, ...) to (B, C + 1, ...).
 
     Source: Karras et al. 2018, Section 3. The group is the largest divisor of B not above 4 (the
     original fails unless B is a multiple of 4 or below it). Samples i, i + B/G, i + 2B/G, ... form
     one group, as in the original.
     """
-    batch, _, height, width = x.shape
+    batch, _, *sides = x.shape
     group = next(g for g in (4, 3, 2, 1) if batch % g == 0)
-    grouped = rearrange(x.float(), "(g n) c h w -> g n c h w", g=group)
-    std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-    plane = std.repeat(group).to(x.dtype)[:, None, None, None].expand(-1, 1, height, width)
-    return torch.cat([x, plane], dim=1)
+    grouped = rearrange(x.float(), "(g n) ... -> g n ...", g=group)
+    std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(dim=1)
+    plane = std.repeat(group).to(x.dtype).view(-1, 1, *(1 for _ in sides))
+    return torch.cat([x, plane.expand(-1, 1, *sides)], dim=1)
 
 
 class ImageDiscriminator(nn.Module):

@@ -1,7 +1,7 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from lmdvid import losses
 from lmdvid.ema import ExponentialMovingAverage
-from lmdvid.losses import PerceptualLoss
 from lmdvid.navigator import LatentNavigator
-from lmdvid.networks.features import perceptual_features
 
 Batch = dict[str, Any]
 
@@ -32,7 +30,8 @@ class AdversarialTask(L.LightningModule):
 
     Args:
         generator: What is trained and averaged. Its `config` holds its constructor's arguments.
-        discriminator: Samples to logits.
+        discriminator: Samples to logits (B, 1), or to several of them by name where it is several
+            discriminators; their losses, and their penalties, are summed.
         lr: Adam's learning rate before the scaling below.
         betas: Adam's betas before the scaling below.
         generator_every: Adam's settings of the generator are scaled by c = k / (k + 1), as if a
@@ -42,12 +41,6 @@ class AdversarialTask(L.LightningModule):
         adversarial: Weight of the generator's adversarial loss; at 0 the discriminator rests.
         r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
         ema: Decay of the generator's moving average, which is validated, saved and shown.
-        perceptual: Network of the perceptual loss.
-        vgg19_weights: Path of the published VGG-19 file; without it, it is looked for in the
-            folder that the environment variable LMDVID_WEIGHTS names.
-        perceptual_weight: Weight of each term of the perceptual loss.
-        perceptual_layers: Feature maps that it compares, counted from the shallow end.
-        perceptual_scales: Sizes at which it compares, as shares of the picture's.
     """
 
     def __init__(
@@ -61,11 +54,6 @@ class AdversarialTask(L.LightningModule):
         adversarial: float,
         r1: float,
         ema: float,
-        perceptual: Literal["vgg19", "efficientnet", "none"],
-        vgg19_weights: str | None,
-        perceptual_weight: float,
-        perceptual_layers: int,
-        perceptual_scales: Sequence[float],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -78,9 +66,6 @@ class AdversarialTask(L.LightningModule):
         self.discriminator_every = discriminator_every
         self.adversarial = adversarial
         self.r1 = r1
-        self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
-        self._perceptual_terms = (perceptual_scales, perceptual_weight)
-        self.perceptual: PerceptualLoss | None = None
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -103,8 +88,8 @@ class AdversarialTask(L.LightningModule):
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
             if self.adversarial > 0:
-                logits = self.discriminator(fake)
-                terms["adversarial"] = self.adversarial * losses.generator_loss(logits)
+                for name, logits in self._judge(fake).items():
+                    terms[f"adversarial{name}"] = self.adversarial * losses.generator_loss(logits)
             self._descend(generator, terms, batch)
         for module in self.generator.modules():
             if isinstance(module, LatentNavigator):
@@ -117,14 +102,24 @@ class AdversarialTask(L.LightningModule):
         with self.toggled_optimizer(discriminator):
             penalised = self.r1 > 0 and step % max(1, self.discriminator_every) == 0
             real = real.detach().requires_grad_(penalised)
-            real_logits = self.discriminator(real)
-            fake_logits = self.discriminator(fake.detach())
-            terms = {"adversarial": losses.discriminator_loss(real_logits, fake_logits)}
+            real_logits, fake_logits = self._judge(real), self._judge(fake.detach())
+            terms = {
+                f"adversarial{name}": losses.discriminator_loss(logits, fake_logits[name])
+                for name, logits in real_logits.items()
+            }
             if penalised:
-                penalty = losses.r1_penalty(real, real_logits, self.r1)
-                terms["r1"] = penalty * max(1, self.discriminator_every)
+                for name, logits in real_logits.items():
+                    penalty = losses.r1_penalty(real, logits, self.r1)
+                    terms[f"r1{name}"] = penalty * max(1, self.discriminator_every)
             self._descend(discriminator, terms, batch)
         self._log_terms("discriminator", terms)
+
+    def _judge(self, samples: Tensor) -> dict[str, Tensor]:
+        """Logits by the discriminator's name, as it follows the name of a loss."""
+        logits = self.discriminator(samples)
+        if isinstance(logits, Mapping):
+            return {f"_{name}": value for name, value in logits.items()}
+        return {"": logits}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam twice, with StyleGAN2's scaling for lazy regularisation."""
@@ -134,7 +129,7 @@ class AdversarialTask(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work; load what only training needs."""
+        """Refuse a precision that cannot work."""
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
@@ -150,10 +145,6 @@ class AdversarialTask(L.LightningModule):
                 "this processor has no bf16 instructions and only imitates bf16-mixed, many times "
                 "slower than float32: add --trainer.precision 32-true"
             )
-        if stage == "fit" and self.perceptual is None:
-            features = perceptual_features(*self._perceptual_features)
-            if features is not None:
-                self.perceptual = PerceptualLoss(features, *self._perceptual_terms).to(self.device)
 
     def on_fit_start(self) -> None:
         """Agree on the seed of the run, unless a checkpoint has brought it."""

@@ -1,24 +1,20 @@
 """How LIA learns: a frame of a clip is rebuilt from another frame of the same clip."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from lmdvid import losses
 from lmdvid.navigator import Orthogonal
 from lmdvid.networks.layers import ImageDiscriminator
 from lmdvid.networks.lia import Generator
-from lmdvid.tasks.adversarial import AdversarialTask, Batch
+from lmdvid.tasks.adversarial import Batch
+from lmdvid.tasks.animation import AnimationTask
 
 
-class LIA(AdversarialTask):
+class LIA(AnimationTask):
     """Latent Image Animator (Wang et al., ICLR 2022; TPAMI 2024).
 
     Total loss of the generator: L1 + perceptual + adversarial, each with the paper's weight 1
@@ -111,81 +107,3 @@ class LIA(AdversarialTask):
         if self.sparsity > 0:
             terms["sparsity"] = self.sparsity * losses.sparsity(alpha)
         return terms, picture, target
-
-    def forward(self, source: Tensor, driving: Tensor) -> Tensor:
-        """Move pictures by clips with the averaged generator, absolute mode.
-
-        Args:
-            source: (B, 3, H, W) in [-1, 1].
-            driving: (B, T, 3, H, W) in [-1, 1].
-
-        Returns:
-            (B, T, 3, H, W) clamped to [-1, 1].
-        """
-        network = cast(Generator, self.generator_ema.network)
-        videos = []
-        for picture, clip in zip(source, driving, strict=True):
-            encoded = network.encode_source(picture[None])
-            # A few frames at a time, so that a whole clip needs no more memory than a short one.
-            parts = [
-                network.render(encoded, network.encode_motion(frames), mode="absolute")
-                for frames in clip.split(8)
-            ]
-            videos.append(torch.cat(parts))
-        return torch.stack(videos).float().clamp(-1, 1)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score held-out clips; return the panels of a sample video."""
-        return self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """As in validation."""
-        return self._evaluate("test", batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Animate pairs of a picture and a driving clip."""
-        return {"key": batch["key"], "video": self(batch["source"], batch["driving"])}
-
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """Rebuild each clip from its first frame; with ground truth, also another's motion.
-
-        The source frame itself is left out of the scores (not out of the `cross_` ones, whose
-        frames are all new). `psnr` is that of each clip's mean squared error, averaged over clips;
-        `copy_psnr` is what repeating the source would score.
-        """
-        video = batch["video"]
-        source = video[:, 0]
-        result = self(source, video)
-        scores = self._scores(result[:, 1:], video[:, 1:], source)
-        panels = {"source": source, "driving": video, "result": result}
-        if "cross_truth" in batch:
-            driving, truth = batch["cross_driving"], batch["cross_truth"]
-            result = self(source, driving)
-            cross = self._scores(result, truth, source)
-            scores |= {f"cross_{name}": value for name, value in cross.items()}
-            panels = {"source": source, "driving": driving, "result": result, "truth": truth}
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in scores.items()},
-            batch_size=len(video),
-            on_epoch=True,
-            sync_dist=True,
-        )
-        return panels
-
-    @staticmethod
-    def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
-        def psnr(video: Tensor) -> Tensor:
-            return peak_signal_noise_ratio(
-                video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
-            )
-
-        result_frames = rearrange(result, "b t c h w -> (b t) c h w")
-        true_frames = rearrange(truth, "b t c h w -> (b t) c h w")
-        ssim = structural_similarity_index_measure(result_frames, true_frames, data_range=2.0)
-        return {
-            # On a scale of [0, 1], as LIA reports it.
-            "l1": 0.5 * losses.l1(result, truth),
-            "psnr": psnr(result),
-            "ssim": ssim,  # pyright: ignore[reportReturnType]
-            "copy_psnr": psnr(source[:, None].expand_as(truth)),
-        }
