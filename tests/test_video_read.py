@@ -5,9 +5,11 @@ import gc
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,11 @@ from lmdvid.video import (
     pyav_backend,
     read_clip,
     resize,
+    scan_clips,
     stream_frames,
     to_float,
     to_uint8,
+    write_video,
 )
 from lmdvid.video import read as reading
 from lmdvid.video.decord_backend import is_installed
@@ -299,6 +303,54 @@ def resident() -> int:
     """Resident memory in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems allow fewer names")
+def test_any_name_of_a_file_will_do(clip, tmp_path, monkeypatch):
+    """In the current folder FFmpeg alone would take what precedes a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "12:30.mp4",
+        "file:a.mp4",
+        "50%d.mp4",
+        " - .mp4",
+        "写真.mp4",
+        os.fsdecode(b"a\xff.mp4"),
+    ]
+    for name in names:
+        shutil.copy(clip("gop12.mp4"), name)
+        assert probe(name).frames == 60
+        assert numbers(torch.stack(list(stream_frames(name)))[[5, 59]]) == [5, 59]
+        for backend in ("auto", "pyav", *(["decord"] if is_installed() else [])):
+            assert numbers(read_clip(name, [40, 3], backend)) == [40, 3]
+    assert [clip.error for clip in scan_clips(Path(), map(Path, names)).clips] == [""] * len(names)
+    frames = torch.stack([torch.from_numpy(barcode(n)) for n in (1, 2)])
+    for name in names[:2]:
+        write_video(name, frames, 25, audio_from=name)
+        assert numbers(read_clip(name, [1])) == [2]
+
+
+@needs_decord
+def test_damage_spoils_the_same_frames_each_time(tmp_path):
+    """Decord decodes ahead: what is behind a frame spoils it in some runs and not in others."""
+    whole = encode(tmp_path / "whole.mp4", list(range(60)), options={"g": "12", "bf": "0"})
+    with av.open(str(whole)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][30]
+    data = bytearray(whole.read_bytes())
+    begin, end = packet.pos + 5, packet.pos + packet.size
+    data[begin:end] = np.random.default_rng(1).bytes(end - begin)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    assert reading.route(path) == "decord"
+    for _ in range(4):
+        good = []
+        for number in range(20, 40):
+            with suppress(VideoReadError):
+                assert numbers(read_clip(path, [number])) == [number]
+                good.append(number)
+        assert good == [*range(20, 30), *range(36, 40)]
+    with pytest.raises(VideoReadError, match="decord: "):
+        read_clip(path, [30], "decord")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

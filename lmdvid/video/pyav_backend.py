@@ -313,7 +313,8 @@ def _opened(
     from av.error import FFmpegError
     from av.stream import Disposition
 
-    file = str(path) if encoded is None else BytesIO(encoded)
+    # Absolute, since FFmpeg takes what precedes a colon for a protocol.
+    file = str(path.absolute()) if encoded is None else BytesIO(encoded)
     hardware = None if gpu is None else _hardware(gpu)
     try:
         with av.open(file, "r", metadata_errors="ignore", hwaccel=hardware) as container:
