@@ -31,8 +31,8 @@ demo: install  ## draw puppets, train LIA on them for five minutes, animate held
 	$(BIN)/lightning fit --config experiments/lia_puppets.yaml
 	$(BIN)/lightning test --config experiments/lia_puppets.yaml --ckpt_path last
 
-test: install  ## run the tests
-	$(BIN)/pytest -q --cov --cov-report=term:skip-covered
+test: install  ## run the tests, in two processes
+	$(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: install  ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -169,6 +169,12 @@ _NOISE = (
 )
 
 
+_TIME_LIMIT = (
+    "trainer.max_time counts a run and what it was resumed from together: to go on, give more, "
+    "such as --trainer.max_time 00:01:00:00 (days:hours:minutes:seconds) --ckpt_path last"
+)
+
+
 def _has_bf16(torch) -> bool:
     """Whether this processor multiplies bf16 itself; oneDNN imitates it where it does not."""
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -176,6 +182,8 @@ def _has_bf16(torch) -> bool:
 
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
+    if text.startswith("Time limit reached"):  # also at once, where a run is resumed after that
+        record.msg, record.args = f"{text} {_TIME_LIMIT}", None
     return not any(word in text for word in _NOISE)
 
 
@@ -377,7 +385,9 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def _prepare_subcommand_kwargs(self, subcommand: str) -> dict:
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
             if kwargs.get("ckpt_path") == "last":
-                kwargs["ckpt_path"] = self._last(subcommand)
+                # process 0 tells the others when they can talk
+                zero = self.trainer.is_global_zero
+                kwargs["ckpt_path"] = self._last(subcommand) if zero else None
             return kwargs
 
         def _last(self, subcommand: str) -> str | None:
@@ -450,6 +460,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
     return CLI(
         LightningModule,
         LightningDataModule,
+        trainer_class=checkpoints.Trainer,
         parser_class=Parser,
         parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
         save_config_kwargs={"overwrite": True},
