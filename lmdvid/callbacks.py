@@ -10,8 +10,6 @@ import lightning as L
 import torch
 from einops import rearrange
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lmdvid.loggers import log_video
@@ -88,8 +86,8 @@ class SampleVideos(L.Callback):
         return rows
 
 
-class ScoreTable(L.Callback):
-    """Show all scores of `lightning test` in one table and store them as JSON.
+class StoreScores(L.Callback):
+    """Store all scores that `lightning test` shows as JSON, with what they depend on.
 
     Tasks and other callbacks log their scores; this adds those of a protocol that compares videos
     with the truth, from the panels `result` and `truth` (or else `driving`) that `test_step`
@@ -119,7 +117,7 @@ class ScoreTable(L.Callback):
         by = protocol(self.protocol)
         if by.pixels is None:
             raise ValueError(
-                f"ScoreTable: {by.name} does not compare videos with the truth; use "
+                f"StoreScores: {by.name} does not compare videos with the truth; use "
                 "reconstruction, lia_reconstruction or fomm_reconstruction"
             )
         lpips = LPIPS(by.lpips, self.weights).to(pl_module.device) if by.lpips else None
@@ -149,7 +147,7 @@ class ScoreTable(L.Callback):
             )
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print and store the table."""
+        """Write the file."""
         clips = int(trainer.strategy.reduce(torch.tensor(self._clips), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
@@ -169,12 +167,6 @@ class ScoreTable(L.Callback):
             "weights": self._digests,
             "torch": torch.__version__,
         }
-        table = Table(title=f"{clips} test clips")
-        table.add_column("score")
-        table.add_column("value", justify="right")
-        for name, value in scores.items():
-            table.add_row(name, f"{value:.4g}")
-        Console().print(table)
         path = Path(self.output) if self.output else Path(trainer.log_dir or ".", "scores.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
@@ -234,7 +226,7 @@ class ProbeScores(L.Callback):
         pose, identity = pose.to(features.device), identity.to(features.device)
         groups = identity.unique(dim=0, return_inverse=True)[1]
         for name, targets in (("pose", pose), ("identity", identity)):
-            fitted = PictureProbe().to(features.device).fit(features, targets, groups)
+            fitted = PictureProbe(probe.network).fit(features, targets, groups)
             if not fitted.readable.any():
                 raise ValueError(
                     f"ProbeScores: {len(features)} pictures of {len(groups.unique())} identities "

@@ -24,9 +24,9 @@ class PictureProbe(nn.Module):
     readable: Tensor
     """(P,) whether the probe can tell this coordinate."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: EfficientNetLite0 | None = None) -> None:
         super().__init__()
-        self.network = EfficientNetLite0(taps=4)
+        self.network = network or EfficientNetLite0(taps=4)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
