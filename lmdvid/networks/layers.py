@@ -9,6 +9,7 @@ Shapes: B batch, C channels in, O channels out, D style.
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +230,7 @@ class ModulatedConv2d(nn.Module):
         self.up = up
         padding = 0 if up else kernel // 2
         self.convolution = Convolution(stride=2 if up else 1, padding=padding, transposed=up)
+        self.activated = replace(self.convolution, slope=0.2)
 
     def forward(self, x: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve; with a bias, activate.
@@ -263,11 +265,10 @@ class ModulatedConv2d(nn.Module):
         return F.leaky_relu_(x, 0.2)
 
     def _convolve_one(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.up:
-            x = self.convolution(x, weight)
-            x = blur(x, padding=1, gain=4.0, bias=bias)
-        else:
-            x = self.convolution(x, weight, bias)
+        if not self.up:
+            convolution = self.convolution if bias is None else self.activated
+            return convolution.once(x, self, weight, bias)
+        x = blur(self.convolution.once(x, self, weight, None), padding=1, gain=4.0, bias=bias)
         return x if bias is None else F.leaky_relu_(x, 0.2)
 
     def _scaled(self) -> tuple[Tensor, None]:

@@ -81,24 +81,36 @@ class Convolution:
         )
         return run(x.to(dtype, memory_format=torch.channels_last))
 
+    def once(self, x: Tensor, owner: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with parameters that are made for this call: only what follows is fused."""
+        dtype = _lasting(x, owner)
+        if dtype is None or obstacle(dtype) is not None:
+            return self(x, weight, bias)
+        run = self._onednn(None, dtype, weight, bias)
+        return run(x.to(dtype, memory_format=torch.channels_last))
+
     def _onednn(
-        self, shape: torch.Size, dtype: torch.dtype, weight: Tensor, bias: Tensor | None
+        self, shape: torch.Size | None, dtype: torch.dtype, weight: Tensor, bias: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
+        """By oneDNN; the weight laid out for inputs of a shape, or at each call where it is None."""
         operators = torch.ops.mkldnn
         weight = weight.to(dtype, memory_format=torch.channels_last)
         bias = None if bias is None else bias.to(dtype)
         pad, stride, one = [self.padding] * 2, [self.stride] * 2, [1, 1]
         after = ("none", [], "") if self.slope is None else ("leaky_relu", [self.slope], "")
         if self.transposed:
-            weight = operators._reorder_convolution_transpose_weight(
-                weight.transpose(0, 1), pad, [0, 0], stride, one, self.groups, list(shape)
-            )
+            weight = weight.transpose(0, 1)
+            if shape is not None:
+                weight = operators._reorder_convolution_transpose_weight(
+                    weight, pad, [0, 0], stride, one, self.groups, list(shape)
+                )
             return lambda x: operators._convolution_transpose_pointwise(
                 x, weight, bias, pad, [0, 0], stride, one, self.groups, *after
             )
-        weight = operators._reorder_convolution_weight(
-            weight, pad, stride, one, self.groups, list(shape)
-        )
+        if shape is not None:
+            weight = operators._reorder_convolution_weight(
+                weight, pad, stride, one, self.groups, list(shape)
+            )
         return lambda x: operators._convolution_pointwise(
             x, weight, bias, pad, stride, one, self.groups, *after
         )
