@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
+from lmdvid.ops.convolution import inference_dtype
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -65,8 +66,10 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
-            On a CPU its weights are laid out channels last, which changes no value and is faster.
-        dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it.
+            On a CPU its weights are laid out channels last, which changes no value and is faster,
+            and what convolutions make of them is kept: it takes about as much memory again.
+        dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
+            bfloat16 on a CPU with instructions for it, and float32 everywhere else.
         batch_size: Driving frames per pass. None is 8, on a CPU fewer of larger frames: there what
             stays in its caches is faster.
     """
@@ -82,7 +85,7 @@ class Animator:
         if self.device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
-        self.dtype = dtype or torch.float32
+        self.dtype = dtype or inference_dtype(self.device)
         if batch_size is None:
             fitting = (256 // self.size) ** 2 if self.device.type == "cpu" else 8
             batch_size = max(1, min(8, fitting))
@@ -101,7 +104,7 @@ class Animator:
         Args:
             path: Folder with `config.json` and `model.safetensors`, or a `.ckpt` file.
             device: `cpu`, `cuda`, `mps`, ...
-            dtype: None is float32.
+            dtype: See `Animator`.
             batch_size: Driving frames per pass; see `Animator`.
 
         Raises:
@@ -313,8 +316,9 @@ class Animator:
                 columns.append(self._column(subjects, _at_pace(frames, pace), chosen, magnitude))
             moments = _together(columns)
             if progress:
+                title = f"animate ({self.device.type}, {str(self.dtype).removeprefix('torch.')})"
                 total = max(math.ceil(i.frames * p) for i, p in zip(infos, paces, strict=True))
-                moments = running.enter_context(closing(_with_progress(moments, total)))
+                moments = running.enter_context(closing(_with_progress(moments, total, title)))
 
             if output.suffix.lower() == ".npz":
                 _save_npz(output, (made.cpu().numpy() for ((_, (made,)),) in moments), lead.fps)
@@ -351,7 +355,7 @@ def animate_file(
     fit: Fit = "crop",
     batch_size: int | None = None,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     audio: bool = True,
     progress: bool = True,
     *,
@@ -366,9 +370,8 @@ def animate_file(
     `device` may be `auto`, see `choose_device`. The other arguments are those of
     `Animator.from_pretrained` and `Animator.animate_file`.
     """
-    animator = Animator.from_pretrained(
-        checkpoint, choose_device(device), getattr(torch, dtype), batch_size
-    )
+    chosen = None if dtype is None else getattr(torch, dtype)
+    animator = Animator.from_pretrained(checkpoint, choose_device(device), chosen, batch_size)
     return animator.animate_file(
         source,
         driving,
@@ -548,12 +551,12 @@ def _save_npz(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
         part.unlink(missing_ok=True)
 
 
-def _with_progress(frames: Iterator[T], total: int) -> Generator[T]:
+def _with_progress(frames: Iterator[T], total: int, title: str) -> Generator[T]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     rate = TextColumn("{task.fields[rate]:.1f} frames/s")
-    with Progress("animate", BarColumn(), MofNCompleteColumn(), rate) as bar:
-        task = bar.add_task("animate", total=total, rate=0.0)
+    with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), rate) as bar:
+        task = bar.add_task(title, total=total, rate=0.0)
         start = time.perf_counter()
         for count, frame in enumerate(frames, 1):
             bar.update(task, completed=count, rate=count / (time.perf_counter() - start))

@@ -92,7 +92,7 @@ class Convolution:
     def _onednn(
         self, shape: torch.Size | None, dtype: torch.dtype, weight: Tensor, bias: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        """By oneDNN; the weight laid out for inputs of a shape, or at each call where it is None."""
+        """By oneDNN; the weight is laid out ahead where the shape of the inputs is given."""
         operators = torch.ops.mkldnn
         weight = weight.to(dtype, memory_format=torch.channels_last)
         bias = None if bias is None else bias.to(dtype)
@@ -146,6 +146,18 @@ def obstacle(dtype: torch.dtype) -> str | None:
     if missing := _missing():
         return f"torch {torch.__version__} has no mkldnn::{missing}"
     return None
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """What networks compute in outside training unless asked otherwise.
+
+    bfloat16 on a CPU with instructions for it, where convolutions take half the time (measured by
+    `benchmarks/animate.py`); float32 everywhere else.
+    """
+    instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    if device.type == "cpu" and obstacle(torch.bfloat16) is None and instructions():
+        return torch.bfloat16
+    return torch.float32
 
 
 @cache
