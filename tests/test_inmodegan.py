@@ -1,6 +1,10 @@
 """InMoDeGAN: its networks against plain ones written apart, its walk, its training step."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -189,6 +193,14 @@ def test_discriminators_see_one_frame_and_every_speed():
         assert starts == set(range(speed))
 
 
+def test_the_image_discriminator_sees_different_frames():
+    nets = Discriminators(32, 4, [1], 0.02, "2d", image_frames=3)
+    nets.image.forward = lambda pictures: pictures[:, 0, 0, :1]
+    clip = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(5, 4, 3, 32, 32)
+    for row in nets(clip)["image"].view(5, 3).tolist():
+        assert len(set(row)) == 3
+
+
 def test_the_walk_adds_steps_up():
     generator = Generator(**NETWORK).double()
     codes = generator.sample_codes(torch.randn(2, 8).double(), torch.randn(2, 6, 5).double())
@@ -215,15 +227,19 @@ def test_motion_is_a_gru_from_w0():
         weight = layer.weight * 0.01 / math.sqrt(layer.weight.shape[1])
         x = leaky(x @ weight.T + 0.01 * layer.bias)
     torch.testing.assert_close(codes.appearance, x)
-    gru, h = generator.motion.recurrent, codes.appearance
+
+    def slow(layer, x):
+        return 0.1 * equal(layer, x)
+
+    gru, h = generator.motion.recurrent, codes.appearance.tanh()
     for t in range(3):
         mine = z_m[:, t] @ gru.weight_ih_l0.T + gru.bias_ih_l0
         its = h @ gru.weight_hh_l0.T + gru.bias_hh_l0
         (reset_i, update_i, new_i), (reset_h, update_h, new_h) = mine.chunk(3, 1), its.chunk(3, 1)
         reset, update = (reset_i + reset_h).sigmoid(), (update_i + update_h).sigmoid()
         h = update * h + (1 - update) * (new_i + reset * new_h).tanh()
-        hidden = leaky(equal(generator.motion.hidden[0], h))
-        alpha = equal(generator.motion.magnitudes, hidden)
+        hidden = leaky(slow(generator.motion.hidden[0], h))
+        alpha = slow(generator.motion.magnitudes, hidden)
         torch.testing.assert_close(codes.alpha[:, t], alpha)
 
 
@@ -315,13 +331,13 @@ def test_ordered_directions_draw_the_same_videos(orthogonal, tmp_path):
         torch.testing.assert_close(loaded(z_a, z_m), before, atol=1e-4, rtol=1e-4)
 
 
-def test_truncation_pulls_towards_the_mean_of_training():
-    generator = Generator(**NETWORK).train()
-    for _ in range(5):
-        generator(torch.randn(4, 8), torch.randn(4, 1, 5))
+def test_truncation_pulls_towards_the_mean_of_training(tmp_path):
+    task = InMoDeGAN(**SMALL)
+    trainer(tmp_path, max_steps=3).fit(task, Data())
+    generator = task.generator_ema.network
     assert generator.centre.abs().max() > 0
     z_a, z_m = torch.randn(3, 8), torch.randn(3, 2, 5)
-    whole = generator.eval().sample_codes(z_a, z_m).appearance
+    whole = generator.sample_codes(z_a, z_m).appearance
     half = generator.sample_codes(z_a, z_m, truncation=0.5).appearance
     torch.testing.assert_close(half, 0.5 * (whole + generator.centre))
 
@@ -336,6 +352,7 @@ def test_truncation_pulls_towards_the_mean_of_training():
         (lambda: Discriminators(32, 16, []), "one or more"),
         (lambda: Discriminators(32, 16, [9]), "choose speeds from 1 to 8"),
         (lambda: Discriminators(32, 16, kind="4d"), "'3d' or '2d'"),
+        (lambda: Discriminators(32, 16, image_frames=17), "choose 1 to 16"),
         (lambda: Discriminators(32, 16)(torch.zeros(1, 8, 3, 32, 32)), "take 16"),
         (lambda: Generator(**NETWORK)(torch.zeros(2, 9), torch.zeros(2, 1, 5)), r"\(B, 8\)"),
         (lambda: Generator(**NETWORK)(torch.zeros(2, 8), torch.zeros(2, 5)), r"\(B, T - 1, 5\)"),
@@ -406,12 +423,14 @@ def test_a_step_equals_one_written_plainly(tmp_path):
     torch.manual_seed(hash((4, 0, 0)))  # what the step's random numbers begin with
     adam_g = torch.optim.Adam(generator.parameters(), 0.002, betas=(0.0, 0.99))
     adam_d = torch.optim.Adam(discriminators.parameters(), 0.002 * 0.75, betas=(0.0, 0.99**0.75))
-    fake = generator(torch.randn(4, 8), torch.randn(4, 5, 5))
+    codes = generator.sample_codes(torch.randn(4, 8), torch.randn(4, 5, 5))
+    generator.centre.lerp_(codes.appearance.detach().mean(dim=0), 0.005)
+    fake = generator.render(codes)
 
     def judged(video):
-        frame = torch.randint(6, (4,))
+        frames = torch.rand(4, 6).argsort(dim=1)
         start = torch.randint(2, (4,))
-        pictures = torch.stack([video[b, frame[b]] for b in range(4)])
+        pictures = torch.stack([video[b, frames[b, 0]] for b in range(4)])
         every_second = torch.stack([video[b, start[b] :: 2] for b in range(4)])
         first, second = discriminators.videos
         return [
@@ -526,3 +545,56 @@ def test_scores_and_samples(tmp_path):
     (scores,) = run.test(task, Data(), verbose=False)
     assert scores["test/fd_effnetlite0_6f"] == pytest.approx(expected.item(), rel=1e-4)
     assert probe(tmp_path / "out" / "sample.mp4").frames == 6
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """They train with identical weights, score one set of videos, and predict each number once."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    assert first["score"] == second["score"]
+    assert first["clips"] == second["clips"] == 8
+    made = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert made == [f"{i:06d}.mp4" for i in range(5)]
+
+
+TWO_PROCESSES = """
+import sys
+
+import torch
+
+sys.path.insert(0, {tests!r})
+import test_inmodegan as t
+from lmdvid.callbacks import PredictionVideos
+
+t.L.seed_everything(3, verbose=False)
+task = t.InMoDeGAN(**t.SMALL, discriminator_every=2)
+run = t.trainer(
+    {folder!r},
+    devices=2,
+    strategy="ddp_find_unused_parameters_true",
+    max_steps=2,
+    limit_val_batches=1.0,
+    callbacks=[PredictionVideos({folder!r} + "/made")],
+)
+run.fit(task, t.Data())
+scores = run.callback_metrics
+content = {{
+    "state": task.state_dict(),
+    "score": scores["val/fd_effnetlite0_6f"].item(),
+    "clips": scores["val/clips"].item(),
+}}
+torch.save(content, {folder!r} + f"/rank{{run.global_rank}}.pt")
+run.predict(task, t.Data(), return_predictions=False)
+"""
