@@ -6,6 +6,7 @@ and activation are done while the result is still in the cache. Values are those
 which runs everywhere else.
 """
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -73,7 +74,7 @@ class Convolution:
         Returns:
             (B, O, ...); where the weight was prepared, laid out channels last.
         """
-        dtype = _lasting(x, owner)
+        dtype = _lasting(x, owner, *made_of)
         if dtype is None or obstacle(dtype) is not None:
             return self(x, *parameters())
         run = _keep(
@@ -128,7 +129,7 @@ def kept(
         make: Makes it.
         made_of: The tensors it is made of: when one changes, it is made again.
     """
-    if _lasting(x, owner) is None:
+    if _lasting(x, owner, *made_of) is None:
         return make()
     return _keep(owner, name, None, made_of, make)
 
@@ -137,6 +138,8 @@ def obstacle(dtype: torch.dtype) -> str | None:
     """Why convolutions of a dtype cannot be prepared on this machine; None where they can."""
     if dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype} is neither float32 nor bfloat16"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"it was never measured on {platform.machine()}"
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
     if not torch.backends.mkldnn.enabled:
@@ -165,7 +168,7 @@ def _missing() -> str | None:
     return next((name for name in _OPERATORS if not hasattr(torch.ops.mkldnn, name)), None)
 
 
-def _lasting(x: Tensor, owner: nn.Module) -> torch.dtype | None:
+def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtype | None:
     """The dtype to compute in, where the owner's parameters can be expected to stay."""
     if (
         owner.training
@@ -174,6 +177,7 @@ def _lasting(x: Tensor, owner: nn.Module) -> torch.dtype | None:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or type(x) is not Tensor  # such as those without values that are traced with
+        or any(t is not None and t.is_inference() for t in made_of)  # do not tell of changes
     ):
         return None
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -187,9 +191,7 @@ def _keep(
     make: Callable[[], T],
 ) -> T:
     tensors = [t.detach() for t in made_of if t is not None]
-    # Inference tensors count no versions: they can only be replaced, which moves their data.
-    versions = [None if t.is_inference() else t._version for t in tensors]
-    stamp = (dtype, [(t.data_ptr(), t.dtype, v) for t, v in zip(tensors, versions, strict=True)])
+    stamp = (dtype, [(t.data_ptr(), t.dtype, t._version) for t in tensors])
     things = _KEPT.setdefault(owner, {})
     known = things.get(name)
     if known is None or known[0] != stamp:
