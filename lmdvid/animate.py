@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
 from lmdvid.ops.convolution import inference_dtype
+from lmdvid.ops.parallel import at_once
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -70,8 +71,9 @@ class Animator:
             and what convolutions make of them is kept: it takes about as much memory again.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
             bfloat16 on a CPU with instructions for it, and float32 everywhere else.
-        batch_size: Driving frames per pass. None is 8, on a CPU fewer of larger frames: there what
-            stays in its caches is faster.
+        batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
+            before the next is taken. None is 8, on a CPU fewer of larger frames, one of 256 px for
+            each of its threads: there what stays in the caches is faster.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Animator:
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype or inference_dtype(self.device)
         if batch_size is None:
-            fitting = (256 // self.size) ** 2 if self.device.type == "cpu" else 8
+            fitting = (256 // self.size) ** 2 * self._parts() if self.device.type == "cpu" else 8
             batch_size = max(1, min(8, fitting))
         self.batch_size = batch_size
 
@@ -210,18 +212,30 @@ class Animator:
         self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], mode: Mode, magnitude: float
     ) -> Iterator[tuple[Tensor, ...]]:
         """Each subject moved by each frame, which is encoded once for all of them."""
-        first = None
+
+        def encode(part: Tensor) -> Tensor:
+            with self._inference():
+                return self.network.encode_motion(part.to(self.device))
+
+        def render(codes: Tensor) -> list[Tensor]:
+            with self._inference():
+                return [
+                    self.network.render(s.encoded, codes, reference, mode).float()
+                    for s, reference in zip(subjects, references, strict=True)
+                ]
+
+        references: list[Tensor] = []
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            with self._inference():
-                codes = self.network.encode_motion(torch.stack(batch).to(self.device))
-                codes = magnitude * codes
-                first = codes[:1] if first is None else first
-                made = [
-                    self.network.render(s.encoded, codes, s.reference(first), mode).float()
-                    for s in subjects
-                ]
-            yield from zip(*made, strict=True)
+            parts = torch.stack(batch).chunk(self._parts())
+            codes = magnitude * torch.cat(at_once(encode, parts))
+            references = references or [s.reference(codes[:1]) for s in subjects]
+            for made in at_once(render, codes.split([len(part) for part in parts])):
+                yield from zip(*made, strict=True)
+
+    def _parts(self) -> int:
+        """Into how many parts a batch is divided, which are computed at the same time."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def animate_file(
         self,

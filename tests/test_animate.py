@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -112,8 +113,8 @@ def test_the_callers_iterator_is_left_alone(checkpoint):
 def test_loading_inside_inference_mode(checkpoint):
     source, driving = torch.rand(3, 32, 32), torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        inside = Animator.from_pretrained(checkpoint).animate(source, driving)
-    outside = Animator.from_pretrained(checkpoint).animate(source, driving)
+        inside = Animator.from_pretrained(checkpoint, dtype=torch.float32).animate(source, driving)
+    outside = Animator.from_pretrained(checkpoint, dtype=torch.float32).animate(source, driving)
     torch.testing.assert_close(inside, outside)
 
 
@@ -131,6 +132,34 @@ def test_streams_are_taken_a_batch_at_a_time(checkpoint):
     for _ in range(6):
         assert next(stream).shape == (3, 32, 32)
     assert taken == 8
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_frames_do_not_depend_on_the_threads(checkpoint, request, threads):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    source, driving = torch.rand(3, 32, 32), torch.rand(7, 3, 32, 32)
+    animator = Animator.from_pretrained(checkpoint, dtype=torch.float32, batch_size=5)
+    torch.set_num_threads(1)
+    expected = animator.animate(source, driving)
+    torch.set_num_threads(threads)
+    made = animator.animate(source, driving)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert not made.requires_grad
+
+
+def test_frames_before_damage_come_out_with_threads(checkpoint, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+
+    def frames():
+        yield from torch.rand(4, 3, 32, 32)
+        raise OSError("damaged")
+
+    animator = Animator.from_pretrained(checkpoint, batch_size=2)
+    stream = animator.stream(torch.rand(3, 32, 32), frames())
+    assert len([next(stream) for _ in range(4)]) == 4
+    with pytest.raises(OSError, match="damaged"):
+        next(stream)
 
 
 def test_bfloat16_is_close(checkpoint):

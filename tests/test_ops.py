@@ -1,6 +1,8 @@
 """What is faster outside training against the plain form that defines it."""
 
 import gc
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from lmdvid.networks.lia import Generator
 from lmdvid.ops import convolution
 from lmdvid.ops.convolution import Convolution, kept
+from lmdvid.ops.parallel import at_once
 from lmdvid.ops.warp import masked_warp
 
 PREPARED = pytest.mark.skipif(
@@ -187,3 +190,36 @@ def test_pictures_do_not_depend_on_the_form_or_the_batch(width):
     exact = pictures(network.double(), source.double(), frames.double())
     for result in (made, plain, alone):
         assert (result - exact).abs().max() < 2e-3 * exact.std()
+
+
+@pytest.fixture
+def _four_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_pieces_are_worked_on_at_once_and_stay_in_order():
+    together = threading.Barrier(2, timeout=10)
+    before = threading.active_count()
+
+    def work(piece):
+        together.wait()
+        time.sleep(0.05 * (1 - piece))
+        return piece, torch.get_num_threads()
+
+    assert at_once(work, [0, 1]) == [(0, 2), (1, 2)]
+    assert torch.get_num_threads() == 4
+    assert threading.active_count() == before
+    assert at_once(lambda piece: threading.current_thread(), [0]) == [threading.current_thread()]
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_an_error_in_a_piece_ends_all_and_is_raised():
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        at_once(lambda piece: 1 // piece, [1, 0, 1])
+    assert torch.get_num_threads() == 4
+    assert threading.active_count() == before
