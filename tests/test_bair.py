@@ -117,7 +117,7 @@ def test_errors_name_file_and_record(tmp_path):
         with pytest.raises(VideoReadError, match=rf"record {number}: {reason}"):
             others[number - 1].load()
     with pytest.raises(VideoReadError, match=r"record 0: it has no .*cameras in it: image_aux1"):
-        Record(str(path), 0, 0, "image_aux2").load().side  # noqa: B018
+        Record(str(path), 0, 0, "image_aux2").load().info  # noqa: B018
     for place, reason in (
         (places[1] - 1, "the CRC of its data is wrong"),
         (200, "the CRC of its data is wrong"),

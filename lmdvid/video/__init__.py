@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmdvid.video.arrays import ARRAY_SUFFIXES
+    from lmdvid.video.cut import Cut
     from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
     from lmdvid.video.gpu import (
         GpuDecoder,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         read_clip,
         reader_of,
         stream_frames,
+        stream_lazily,
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
     from lmdvid.video.tfrecord import FRAMING, RECORD_SUFFIXES, Record, record_lengths
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "arrays": ("ARRAY_SUFFIXES",),
+    "cut": ("Cut",),
     "frames": ("centre_square", "resize", "to_float", "to_uint8"),
     "gpu": (
         "GpuDecoder",
@@ -54,6 +57,7 @@ _MODULES = {
         "read_clip",
         "reader_of",
         "stream_frames",
+        "stream_lazily",
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
     "tfrecord": ("FRAMING", "RECORD_SUFFIXES", "Record", "record_lengths"),
@@ -67,6 +71,7 @@ __all__ = [
     "RECORD_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Backend",
+    "Cut",
     "GpuDecoder",
     "NoGpuDecoderError",
     "Reader",
@@ -91,6 +96,7 @@ __all__ = [
     "resize",
     "scan_clips",
     "stream_frames",
+    "stream_lazily",
     "to_float",
     "to_uint8",
     "unfit_for_gpu",

@@ -14,7 +14,13 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmdvid.video.info import VideoReadError, check_indices, status
+from lmdvid.video.info import (
+    DEFAULT_FPS,
+    VideoInfo,
+    VideoReadError,
+    check_indices,
+    status,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,9 +142,14 @@ class Example:
         return sorted({name[1] for name in names if len(name) == 3 and name[2] == "encoded"})
 
     @property
-    def side(self) -> int:
-        """Side of the first frame in pixels."""
-        return self._side(self._value(self._picture(0), 1))
+    def info(self) -> VideoInfo:
+        """Facts about the record's camera, by its first frame.
+
+        Raises:
+            VideoReadError: It has none, or this is no square of raw RGB.
+        """
+        side = self._side(self._value(self._picture(0), 1))
+        return VideoInfo(len(self), DEFAULT_FPS, side, side, False, "raw", "records")
 
     def frames(self, indices: Sequence[int]) -> "Tensor":
         """Frames by their numbers, uint8 (T,H,W,3) RGB.
