@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         stream_lazily,
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
-    from lmdvid.video.tfrecord import FRAMING, RECORD_SUFFIXES, Record, record_lengths
+    from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths, records
     from lmdvid.video.write import VideoWriter, write_image, write_video
 
 _MODULES = {
@@ -60,13 +60,12 @@ _MODULES = {
         "stream_lazily",
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
-    "tfrecord": ("FRAMING", "RECORD_SUFFIXES", "Record", "record_lengths"),
+    "tfrecord": ("RECORD_SUFFIXES", "Record", "record_lengths", "records"),
     "write": ("VideoWriter", "write_image", "write_video"),
 }
 
 __all__ = [
     "ARRAY_SUFFIXES",
-    "FRAMING",
     "IMAGE_SUFFIXES",
     "RECORD_SUFFIXES",
     "VIDEO_SUFFIXES",
@@ -93,6 +92,7 @@ __all__ = [
     "read_clip",
     "reader_of",
     "record_lengths",
+    "records",
     "resize",
     "scan_clips",
     "stream_frames",
