@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from data_modules.bair import Camera
 from data_modules.index import DataError, find_clips, without_suffix
 from lmdvid.video import RECORD_SUFFIXES, Cut, VideoReadError, record_lengths, records
 
@@ -121,7 +120,7 @@ def _span(row: Mapping[str, str]) -> tuple[str, tuple[int, int], Fraction | None
     return video, (start, end), fps
 
 
-def recorded_clips(root: Path, camera: Camera, suffix: str) -> Wanted:
+def recorded_clips(root: Path, camera: str, suffix: str) -> Wanted:
     """List the sequences in the TFRecord files in and below a folder.
 
     Args:

@@ -25,7 +25,7 @@ from data_modules.metadata import videos_by_id, wanted_clips
 from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
-from lmdvid.prepare import Settings, encode, prepare_clips, prepare_cuts
+from lmdvid.prepare import Settings, encode, prepare_clips
 from lmdvid.video import Cut, probe, read_clip, workers, write_video
 
 COLUMNS = "video_id,start,end,bbox,fps,width,height,partition"
@@ -76,11 +76,13 @@ def prepare(what: str, source: Path, output: Path, *more: str) -> int:
     )
 
 
-def made(table: Path, videos: dict[str, Path], output: Path, people: bool = False) -> None:
-    """What the command makes at 64 px, in this process and without its notes."""
+def made(
+    table: Path, videos: dict[str, Path], output: Path, people: bool = False, size: int = 64
+) -> None:
+    """What the command makes, undisturbed: in this process, clip by clip, without its notes."""
     for name, cut in wanted_clips(table, videos, people).cuts.items():
         (output / name).parent.mkdir(parents=True, exist_ok=True)
-        assert [*encode([(cut, output / name)], Settings(64, "stretch"))] == [(0, None)]
+        assert [*encode([(cut, output / name)], Settings(size, "stretch"))] == [(0, None)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -148,30 +150,27 @@ def test_boxes_of_other_shapes_are_stretched_as_published_ones_or_cut_or_padded(
     assert red[-1] < 205
 
 
-def test_many_clips_of_one_video_overlap(tmp_path, monkeypatch):
-    """It is decoded once, and no further than the last clip's end."""
-    download(tmp_path / "in/a.mp4", 90, 25)
-    spans = [(0, 5), (3, 30), (29, 31), (10, 12), (60, 61)]
-    rows = [f"a,{start},{end},32-16-96-80,25,128,96,train" for start, end in spans]
-    wanted = wanted_clips(
-        listed(tmp_path / "list.csv", *rows, rows[0]), {"a": tmp_path / "in/a.mp4"}
-    )
-    asked = []
-
-    ask = workers.ask
-    monkeypatch.setattr(workers, "ask", lambda q, *a, **k: asked.append(len(q)) or ask(q, *a, **k))
-    done = prepare_cuts(wanted.cuts, tmp_path / "in", tmp_path / "out", Settings(64, "stretch"))
-    assert asked == [1]
-    assert (sorted(done.made), done.failed) == (sorted(wanted.cuts), {})
-    for start, end in spans:
-        path = tmp_path / f"out/train/a#{start:06d}#{end:06d}.mp4"
+def test_many_clips_of_one_video_overlap(tmp_path):
+    """It is decoded once."""
+    video = download(tmp_path / "a.mp4", 60, 25)
+    spans = [(0, 5), (3, 30), (29, 31), (10, 12), (50, 51), (70, 80)]
+    cuts = [
+        (Cut(video, span, Fraction(25), (32, 16, 96, 80), (128, 96)), tmp_path / f"{place}.mp4")
+        for place, span in enumerate(spans)
+    ]
+    told = [reply for reply in encode(cuts, Settings(64, "stretch")) if reply is not None]
+    assert told[0][0] == 5
+    assert "it has no frames 70 to 80 at 25 per second" in str(told[0][1])
+    assert told[1:] == [(0, None), (3, None), (1, None), (2, None), (4, None)]  # as they end
+    for (start, end), (_, path) in zip(spans[:5], cuts, strict=False):
         assert shown(path) == [*range(start, end)]
+    assert not (tmp_path / "5.mp4").exists()
 
 
 # Lists
 
 
-def test_voxceleb_from_list_to_batches(tmp_path, capsys):
+def test_voxceleb_from_list_to_batches(tmp_path, capsys, monkeypatch):
     for name in ("vid_1.mp4", "deep/Talk [vid-2345678].mkv", "vid3.mp4"):
         download(tmp_path / "in" / name, 30, 30)
     rows = [
@@ -186,7 +185,10 @@ def test_voxceleb_from_list_to_batches(tmp_path, capsys):
     ]
     table = listed(tmp_path / "vox-metadata.csv", *rows, columns=f"{COLUMNS},person_id")
     before = files(tmp_path / "in")
+    asked, ask = [], workers.ask
+    monkeypatch.setattr(workers, "ask", lambda q, *a, **k: asked.append(len(q)) or ask(q, *a, **k))
     assert prepare("voxceleb", tmp_path / "in", tmp_path / "out", "--metadata", str(table)) == 0
+    assert asked == [3]  # once for each video
     out = capsys.readouterr().out
     assert "2 videos are missing, with 3 of 8 clips (listed in " in out
     assert "5 clips prepared, 0 were there already, 0 failed" in out
@@ -212,44 +214,36 @@ def test_voxceleb_from_list_to_batches(tmp_path, capsys):
     assert "2 clips prepared, 5 were there already, 0 failed" in out
 
 
-def test_ted_takes_the_range_from_the_name_in_the_videos_own_frames(tmp_path, capsys):
-    download(tmp_path / "in/VM6HZqQKhok.mp4", 40, NTSC)
-    download(tmp_path / "in/other.mp4", 40, 25)
-    table = listed(
-        tmp_path / "ted.csv",
-        "VM6HZqQKhok#000016#000031,0,0,32-16-96-80,10.0,128,96,train",
-        "other#000002#000009,0,0,10-10-60-60,10.0,96,96,train",
-    )
-    assert prepare("ted", tmp_path / "in", tmp_path / "out", "--metadata", str(table),
-                   "--size", "64") == 1  # fmt: skip
+def test_ted_takes_the_range_from_the_name_in_the_videos_own_frames(tmp_path):
+    videos = {"VM6HZqQKhok": download(tmp_path / "VM6HZqQKhok.mp4", 40, NTSC)}
+    row = "VM6HZqQKhok#000016#000031,0,0,32-16-96-80,10.0,128,96,train"
+    made(listed(tmp_path / "ted.csv", row), videos, tmp_path / "out")
     assert shown(tmp_path / "out/train/VM6HZqQKhok#000016#000031.mp4") == [*range(16, 31)]
-    shown_text = capsys.readouterr()
-    assert "its box belongs to frames of 96x96, but these are 128x96" in shown_text.err
-    assert "1 clips prepared, 0 were there already, 1 failed" in shown_text.out
     data = TED(str(tmp_path / "out"), holdout=0.0, size=64)
     data.setup("fit")
     assert [clip.identity for clip in data.train_clips] == ["VM6HZqQKhok"]
 
 
-def test_what_a_video_does_not_have_fails_with_the_reason(tmp_path, capsys):
-    download(tmp_path / "in/short.mp4", 30, 25)
-    download(tmp_path / "in/cut.mp4", 60, 25)
-    data = (tmp_path / "in/cut.mp4").read_bytes()
-    (tmp_path / "in/cut.mp4").write_bytes(data[: len(data) // 2])
-    box = "32-16-96-80,25,128,96,train"
-    rows = [f"short,0,20,{box}", f"short,5,38,{box}", f"short,20,99,{box}", f"short,40,99,{box}",
-            f"cut,0,5,{box}", "short,0,9,130-0-140-96,25,128,96,train"]  # fmt: skip
-    table = listed(tmp_path / "list.csv", *rows)
-    assert prepare("taichi", tmp_path / "in", tmp_path / "out", "--metadata", str(table)) == 1
-    report = (tmp_path / "out/prepare_failed.txt").read_text().splitlines()
-    assert len(report) == 4
-    assert "train/short#000020#000099.mp4: " in report[-2]
-    assert "it has no frames 20 to 99 at 25 per second, but ends after 30" in report[-2]
-    assert "its box (130, 0, 140, 96) is outside of 128x96" in report[1]
-    assert "cut.mp4: not a video, or damaged" in report[0]
-    made = {path.name for path in (tmp_path / "out/train").iterdir()}
-    assert made == {"short#000000#000020.mp4", "short#000005#000038.mp4"}
-    assert probe(tmp_path / "out/train/short#000005#000038.mp4").frames == 25  # to its end
+def test_what_a_video_does_not_have_is_told(tmp_path):
+    video, broken = (download(tmp_path / f"{name}.mp4", 30, 25) for name in ("short", "broken"))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+
+    def reason(path: Path, span=(0, 9), box=(32, 16, 96, 80), size=(128, 96)) -> str | None:
+        cut = Cut(path, span, Fraction(25), box, size)
+        ((_, why),) = encode([(cut, tmp_path / "out.mp4")], Settings(64, "stretch"))
+        assert (tmp_path / "out.mp4").exists() == (why is None)
+        return why
+
+    for span in ((20, 99), (40, 99), (30, 31)):
+        told = f"it has no frames {span[0]} to {span[1]} at 25 per second, but ends after 30 at 25"
+        assert told in str(reason(video, span))
+    outside = str(reason(video, box=(130, 0, 140, 96)))
+    assert "its box (130, 0, 140, 96) is outside of 128x96" in outside
+    other = str(reason(video, box=(10, 10, 60, 60), size=(96, 96)))
+    assert "its box belongs to frames of 96x96, but these are 128x96, another shape" in other
+    assert "broken.mp4: not a video, or damaged" in str(reason(broken))
+    assert reason(video, (5, 38)) is None  # other encodings may end a little earlier
+    assert probe(tmp_path / "out.mp4").frames == 25
 
 
 @pytest.mark.parametrize(
@@ -343,11 +337,11 @@ def test_bair_from_records(tmp_path, to, capsys):
 def test_killed_in_the_middle_it_ends_with_the_files_of_an_undisturbed_run(tmp_path):
     rows = []
     for name in ("a", "b", "c"):
-        download(tmp_path / f"in/{name}.mp4", 90, 30)
-        rows += [f"{name},{n},{n + 30},32-16-96-80,25,128,96,train" for n in (0, 20, 40)]
+        download(tmp_path / f"in/{name}.mp4", 80, 30)
+        rows += [f"{name},{n},{n + 30},32-16-96-80,25,128,96,train" for n in (0, 15, 30)]
     table = listed(tmp_path / "list.csv", *rows)
     calm, output = tmp_path / "calm", tmp_path / "out"
-    assert prepare("taichi", tmp_path / "in", calm, "--metadata", str(table), "--size", "128") == 0
+    made(table, videos_by_id(tmp_path / "in"), calm, size=128)
     command = [sys.executable, "-m", "lmdvid", "prepare", "taichi", "--metadata", str(table)]
     command += ["--input", str(tmp_path / "in"), "--output", str(output), "--size", "128"]
     command += ["--jobs", "1"]
