@@ -457,13 +457,16 @@ class ClipLoader(DataLoader):
         self.batches_taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for self.batches_taken, batch in enumerate(super().__iter__(), 1):
+        self.batches_taken = 0
+        for batch in super().__iter__():
+            self.batches_taken += 1
             if self.decoding is not None:
                 batch = self.decoding(batch)
             if failed := batch.pop("failed"):
                 self.report(failed)
             if batch:
                 yield batch
+            del batch  # else it would stay in memory, whole clips perhaps, while the next is read
 
 
 class ResumableLoader(ClipLoader):

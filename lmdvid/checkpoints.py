@@ -1,4 +1,7 @@
-"""Checkpoints that outlive a kill: there whole or not at all, checked before use, found again."""
+"""Checkpoints that outlive a kill: there whole or not at all, checked before use, found again.
+
+Where several processes train, process 0 chooses the checkpoint for all of them.
+"""
 
 import logging
 import os
@@ -61,6 +64,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer, whose processes all take up the checkpoint that process 0 was given.
+
+    Each of them looks for `last` on its own disk, or is told something of its own; they would load
+    different states, or wait for each other for ever.
+
+    Raises:
+        CheckpointError: on every process, if one of them does not find that file.
+    """
+
+    def _run(
+        self,
+        model: L.LightningModule,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        # Lightning has no hook between the moment when processes can talk and the loading.
+        if self.world_size > 1:
+            self.strategy.connect(model)
+            self.strategy.setup_environment()  # the second time, in `_run`, it finds all done
+            ckpt_path = self.strategy.broadcast(ckpt_path)
+            here = ckpt_path is None or "://" in str(ckpt_path) or Path(ckpt_path).is_file()
+            if not self.strategy.reduce_boolean_decision(here):
+                where = "here" if not here else "on another process's machine"
+                raise CheckpointError(
+                    f"process 0 goes on from {ckpt_path}, which does not exist {where} (process "
+                    f"{self.global_rank}): keep checkpoints on a disk that all machines share"
+                )
+        return super()._run(model, ckpt_path=ckpt_path, weights_only=weights_only)
 
 
 def check(path: Path, training: bool = True, weights_only: bool = True) -> int:

@@ -40,7 +40,8 @@ experiment (of its first logger's folder and name); checkpoints are written unde
 then renamed, so that a kill leaves the previous one whole; metrics.csv is written row by row, and
 a resumed run's begins with the rows before the checkpoint. Class paths are full dotted names;
 modules are looked for in the environment first, then in the current directory. Where the data and
-the model both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
+the model both have an argument `size`, or `frames`, the two must be equal. LMDVID_DEBUG=1 shows
+tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -168,6 +169,12 @@ _NOISE = (
 )
 
 
+_TIME_LIMIT = (
+    "trainer.max_time counts a run and what it was resumed from together: to go on, give more, "
+    "such as --trainer.max_time 00:01:00:00 (days:hours:minutes:seconds) --ckpt_path last"
+)
+
+
 def _has_bf16(torch) -> bool:
     """Whether this processor multiplies bf16 itself; oneDNN imitates it where it does not."""
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -175,6 +182,8 @@ def _has_bf16(torch) -> bool:
 
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
+    if text.startswith("Time limit reached"):  # also at once, where a run is resumed after that
+        record.msg, record.args = f"{text} {_TIME_LIMIT}", None
     return not any(word in text for word in _NOISE)
 
 
@@ -376,7 +385,9 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def _prepare_subcommand_kwargs(self, subcommand: str) -> dict:
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
             if kwargs.get("ckpt_path") == "last":
-                kwargs["ckpt_path"] = self._last(subcommand)
+                # process 0 tells the others when they can talk
+                zero = self.trainer.is_global_zero
+                kwargs["ckpt_path"] = self._last(subcommand) if zero else None
             return kwargs
 
         def _last(self, subcommand: str) -> str | None:
@@ -402,12 +413,13 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             if self.config.get("subcommand") == "predict":
                 # Nobody is left to take them when the command ends; callbacks write them.
                 self._section()["return_predictions"] = False
-            model, data = (self._size(key) for key in ("model", "data"))
-            if None not in (model, data) and model != data:
-                raise UsageError(
-                    f"the data's frames have size {data} and the model expects {model}: "
-                    "set data.init_args.size and model.init_args.size to the same value"
-                )
+            for name, what in (("size", "frames have size"), ("frames", "clips have frames")):
+                model, data = (self._argument(key, name) for key in ("model", "data"))
+                if None not in (model, data) and model != data:
+                    raise UsageError(
+                        f"the data's {what} {data} and the model expects {model}: set "
+                        f"data.init_args.{name} and model.init_args.{name} to the same value"
+                    )
             trainer = self._section().get("trainer") or {}
             if (
                 trainer.get("precision") in ("bf16-mixed", "bf16")
@@ -428,8 +440,8 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def _section(self):
             return self.config[self.config["subcommand"]] if run else self.config
 
-        def _size(self, key: str) -> object:
-            return ((self._section().get(key) or {}).get("init_args") or {}).get("size")
+        def _argument(self, key: str, name: str) -> object:
+            return ((self._section().get(key) or {}).get("init_args") or {}).get(name)
 
         def instantiate_classes(self) -> None:
             try:
@@ -448,6 +460,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
     return CLI(
         LightningModule,
         LightningDataModule,
+        trainer_class=checkpoints.Trainer,
         parser_class=Parser,
         parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
         save_config_kwargs={"overwrite": True},

@@ -139,7 +139,7 @@ class LatentNavigator(nn.Module):
 
     @staticmethod
     def _left_singular_vectors(weight: Tensor, signs: Tensor | None = None) -> Tensor:
-        u, _, _ = torch.linalg.svd(weight, full_matrices=False)
+        u: Tensor = _LeftVectors.apply(weight)  # pyright: ignore[reportAssignmentType]
         if signs is not None:
             agreement = (u.detach() * signs.to(u.dtype)).sum(dim=0)
             u = u * torch.where(agreement < 0, -1.0, 1.0).to(u.dtype)
@@ -206,7 +206,7 @@ class _Polar(torch.autograd.Function):
         v = vh.T
         a = u.T @ grad @ v
         # A singular value of zero has no polar factor; the floor keeps training finite there.
-        s = s.clamp_min(torch.finfo(s.dtype).eps * s.max())
+        s = _above_zero(s)
         inner = (a - a.T) / (s[:, None] + s[None, :])
         outer = (grad @ v - u @ a) / s
         return (u @ inner + outer) @ vh
@@ -214,3 +214,34 @@ class _Polar(torch.autograd.Function):
 
 def _polar(weight: Tensor) -> Tensor:
     return _Polar.apply(weight)  # pyright: ignore[reportReturnType]
+
+
+class _LeftVectors(torch.autograd.Function):
+    """Left singular vectors U of W = U S V^T, with a gradient that is finite everywhere.
+
+    With A = U^T G and B_ij = A_ij / (s_j^2 - s_i^2), dW = U (B + B^T) S V^T
+    + (I - U U^T) G S^-1 V^T. Where two values meet, the vectors are not differentiable: there
+    1 / d becomes d / (d^2 + e^2) with e the rounding error of the squares.
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor) -> Tensor:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        ctx.save_for_backward(u, s, vh)
+        return u
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        u, s, vh = ctx.saved_tensors
+        squares = s.square()
+        gap = squares[None, :] - squares[:, None]
+        rounding = torch.finfo(s.dtype).eps * squares.max()
+        a = u.T @ grad
+        b = a * gap / (gap.square() + rounding.square())
+        inner = (b + b.T) * s
+        outer = (grad - u @ a) / _above_zero(s)
+        return (u @ inner + outer) @ vh
+
+
+def _above_zero(s: Tensor) -> Tensor:
+    return s.clamp_min(torch.finfo(s.dtype).eps * s.max())

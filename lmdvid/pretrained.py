@@ -120,8 +120,12 @@ def convert(path: str | Path, folder: str | Path) -> str:
     """
     path = Path(path)
     content = _load_plain(path)
+    notes = []
     if "lmdvid_generator" in content:
         network = load_network(path)
+        if hasattr(network, "order_directions"):
+            notes = ["motion directions numbered by the spread of their magnitudes, largest first"]
+            network.order_directions()  # pyright: ignore[reportCallIssue]
         left_out = Counter({"training state (discriminator, optimisers, raw weights)": 1})
         system = f"averaged generator of a training checkpoint, step {content['global_step']}"
     else:
@@ -139,6 +143,7 @@ def convert(path: str | Path, folder: str | Path) -> str:
     arguments = ", ".join(f"{k}={v}" for k, v in network.config.items())  # pyright: ignore
     count = sum(p.numel() for p in network.parameters())
     lines = [f"{path}: {system}", f"  {arguments}", f"  {count:,} parameters converted"]
+    lines += [f"  {note}" for note in notes]
     lines += [f"  left out: {n} x {what}" for what, n in sorted(left_out.items())]
     return "\n".join(
         [*lines, f"wrote {Path(folder, WEIGHTS_FILE)} and {Path(folder, CONFIG_FILE)}"]

@@ -1,7 +1,18 @@
 """Shared fixtures: determinism and the optional folder of real clips."""
 
 import os
+import signal
 from pathlib import Path
+
+# Before torch is imported, and for the processes that tests start: where several work at once, the
+# threads of each would wait for processor time that the others have.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background bars Ctrl-C from them and what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

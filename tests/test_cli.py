@@ -69,6 +69,7 @@ def script(*words: str, timeout: float = 100) -> subprocess.CompletedProcess:
 
 
 # What is said of a line: the exit code, and words that the error has to contain.
+ROOT = Path(__file__).resolve().parent.parent
 MISTAKES = {
     "fit --config nosuch.yaml": ["config: File does not exist", "nosuch.yaml"],
     "fit": ["fit.data, fit.model", "--config experiments/"],
@@ -93,6 +94,10 @@ MISTAKES = {
     "fit --config run.yaml --data.init_args.size 6": ["size 6", "expects 4", "data.init_args.size"],
     "fit --config run.yaml --data.init_args.size 5 --model.init_args.size 5": [
         "regression.Regression: size must be even; got 5"
+    ],
+    f"fit --config {ROOT}/experiments/inmodegan_puppets.yaml --data.init_args.frames 2": [
+        "clips have frames 2 and the model expects 16",
+        "data.init_args.frames",
     ],
     "fit --config run.yaml --trainer.accelerator abacus": ["accelerator", "abacus"],
     "fit --config run.yaml --ckpt_path run.yaml": ["ckpt_path: run.yaml", ".ckpt"],

@@ -15,6 +15,7 @@ from torch import nn
 
 from lmdvid.networks import features
 from lmdvid.networks.features import (
+    EfficientNetClips,
     EfficientNetLite0,
     VGG19Features,
     WeightsError,
@@ -77,6 +78,11 @@ def vgg19(vgg19_file):
 @pytest.fixture(scope="module")
 def efficientnet():
     return EfficientNetLite0()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return EfficientNetClips()
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +264,56 @@ class TestEfficientNet:
         network = EfficientNetLite0(taps=2).double()
         images = (torch.rand(1, 3, 6, 5, dtype=torch.float64) * 2 - 1).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: network(x)[1][:, :3], images, atol=1e-5)
+
+
+class TestEfficientNetClips:
+    def test_means_and_changes_of_the_last_stage(self, clips, efficientnet):
+        video = torch.rand(2, 5, 3, 64, 64) * 2 - 1
+        means = torch.stack([efficientnet(clip)[-1].mean((2, 3)) for clip in video])
+        change = sum((means[:, t + 1] - means[:, t]).abs() for t in range(4)) / 4
+        found = clips(video)
+        assert found.shape == (2, clips.dim)
+        torch.testing.assert_close(found[:, :320], sum(means[:, t] for t in range(5)) / 5)
+        torch.testing.assert_close(found[:, 320:], 4 * change)
+        still = clips(video[:, :1].expand(-1, 3, -1, -1, -1))
+        assert (still[:, 320:].abs() < 1e-4).all()
+
+    def test_other_sizes_are_resized_apart(self, clips):
+        picture = torch.rand(1, 2, 3, 16, 32) * 2 - 1
+        larger = picture.repeat_interleave(8, 3).repeat_interleave(4, 4)  # 128 x 128
+        kernel = [1 / 8, 3 / 8, 3 / 8, 1 / 8]  # a triangle of half-width 2 at half pixels
+        weight = torch.zeros(64, 128)
+        for row in range(64):
+            for tap, k in enumerate(kernel):
+                if 0 <= (column := 2 * row - 1 + tap) < 128:
+                    weight[row, column] = k
+        weight = weight / weight.sum(1, keepdim=True)
+        smaller = weight @ larger @ weight.T
+        torch.testing.assert_close(clips(larger), clips(smaller), rtol=1e-3, atol=1e-3)
+
+    def test_float32_whatever_is_around(self, clips):
+        video = torch.rand(1, 2, 3, 64, 64, requires_grad=True) * 2 - 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = clips(video)
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        assert torch.equal(found, clips(video))
+        assert clips.train().state_dict() == {}
+        assert not any(module.training for module in clips.network.modules())
+
+    @pytest.mark.parametrize(
+        ("video", "message"),
+        [
+            (torch.zeros(2, 3, 64, 64), r"must be floats \(B, T, 3, H, W\)"),
+            (torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), "torch.uint8; they must be floats"),
+            (torch.zeros(1, 1, 3, 64, 64), "have 1 frames; 2 or more"),
+            (torch.full((1, 2, 3, 64, 64), 255.0), r"lie in \[255, 255\]; they must"),
+            (torch.full((1, 2, 3, 64, 64), float("nan")), r"lie in \[nan, nan\]; they must"),
+        ],
+    )
+    def test_refuses_other_clips(self, clips, video, message):
+        with pytest.raises(ValueError, match=message):
+            clips(video)
 
 
 class TestFrozen:

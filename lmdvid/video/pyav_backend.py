@@ -318,7 +318,8 @@ def _opened(
     from av.error import FFmpegError
     from av.stream import Disposition
 
-    file = str(path) if encoded is None else BytesIO(encoded)
+    # Absolute, since FFmpeg takes what precedes a colon for a protocol.
+    file = str(path.absolute()) if encoded is None else BytesIO(encoded)
     hardware = None if gpu is None else _hardware(gpu)
     try:
         with av.open(file, "r", metadata_errors="ignore", hwaccel=hardware) as container:
@@ -380,13 +381,18 @@ def _index(
 
     Where time stamps are absent or repeat, the first are plain numbers, in order of decoding.
     """
-    packets = [packet for packet in _packets(container, stream) if packet.size]
-    times = [packet.pts for packet in packets if not packet.is_discard]
+    decoded, times, keys = [], [], []
+    for packet in _packets(container, stream):  # each holds its data: none is kept
+        if not packet.size:
+            continue
+        decoded.append(packet.pts)
+        if not packet.is_discard:
+            times.append(packet.pts)
+        if packet.is_keyframe and packet.pts is not None:
+            keys.append(packet.pts)
     known = [time for time in times if time is not None]
-    decoded = [packet.pts for packet in packets]
     if len(set(known)) < len(times) or _unordered(container, stream, decoded):
         return range(len(times)), [], False
-    keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
     return sorted(known), sorted(keys), True
 
 

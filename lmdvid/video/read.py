@@ -15,6 +15,7 @@ from lmdvid.video.info import (
     VideoInfo,
     VideoReadError,
     in_order,
+    read_bytes,
     status,
     to_numbers,
 )
@@ -98,18 +99,6 @@ def read_clip(
     return decode(path, numbers, reader, insist=backend == "decord").to(device)
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """A whole file.
-
-    Raises:
-        VideoReadError: It cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise VideoReadError(path, str(error.strerror).lower()) from None
-
-
 @lru_cache
 def _gpu_decoder(device: str, backend: Backend) -> "GpuDecoder | None":
     import torch
@@ -138,7 +127,9 @@ def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool =
     """Frames of a clip by the reader that `route` or a scan chose; else as `read_clip`.
 
     decord itself still notices edit lists and repeated time stamps, in a file that has changed
-    since; PyAV takes over then, unless `insist`.
+    since; PyAV takes over then, unless `insist`. So it does where decord fails: decord decodes
+    ahead, and damage behind a frame spoils it or not, as chance has it. PyAV gives a frame always
+    or never.
     """
     ordered = sorted(set(indices))
     if isinstance(reader, Record):
@@ -154,6 +145,10 @@ def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool =
         except decord_backend.UnreliableTimesError:
             if insist:
                 raise _refused(path, "edit lists or repeated time stamps") from None
+            frames = pyav_backend.read(path, ordered)
+        except VideoReadError:
+            if insist:
+                raise
             frames = pyav_backend.read(path, ordered)
     return in_order(frames, ordered, indices)
 

@@ -205,7 +205,8 @@ def _mp4(
         if sound_file is not None and not sound_file.is_dir():
             sound = files.enter_context(_opened(sound_file))
         output = files.enter_context(
-            av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"})
+            # absolute, since FFmpeg takes what precedes a colon for a protocol
+            av.open(str(part.absolute()), "w", format="mp4", options={"movflags": "+faststart"})
         )
         tick = 1 / fps
         if times is not None:
@@ -279,7 +280,7 @@ def _opened(path: Path) -> "Iterator[InputContainer]":
     from av.error import FFmpegError
 
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(str(path.absolute()), metadata_errors="ignore")
     except FFmpegError as error:
         reason = f"no sound to take from it ({str(error.strerror).lower()})"
         raise VideoReadError(path, reason) from None
