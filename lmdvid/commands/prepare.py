@@ -46,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--crf", type=float, default=18, metavar="N", help="quality, 0 best, 51 worst (%(default)g)"
     )
-    add("--to", choices=("mp4", "png"), help="bair: videos, or folders of pictures, which lose "
-        "nothing (default: mp4)")  # fmt: skip
+    add(
+        "--to",
+        choices=("mp4", "png"),
+        help="bair: videos, or folders of pictures, which lose nothing (default: mp4)",
+    )
     add("--camera", choices=("image_aux1", "image_main"), help="bair (default: image_aux1)")
     add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
 
@@ -57,8 +60,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"argument --jobs: must be at least 1; given {options.jobs}")
     lists = options.what in _LISTS
-    for name, fits in (("metadata", lists), ("to", options.what == "bair"),
-                       ("camera", options.what == "bair")):  # fmt: skip
+    for name, fits in (
+        ("metadata", lists),
+        ("to", options.what == "bair"),
+        ("camera", options.what == "bair"),
+    ):
         if getattr(options, name) is not None and not fits:
             parser.error(f"argument --{name}: not for {options.what}")
     if lists and options.metadata is None:
