@@ -1,13 +1,13 @@
 """Ten runs killed at random and resumed, against ten that nothing disturbed: equal to the bit?
 
-    python benchmarks/resume.py
+    python benchmarks/resume.py [lia|inmodegan]
 
-Each repetition trains LIA with its discriminator, R1 and augmentation three times through the
+Each repetition trains the system with its discriminators, R1 and augmentation three times by the
 command line: undisturbed; until SIGKILL hits all its processes at a moment drawn at random within
 an epoch; and from there with `--ckpt_path last`. Equal means that generator, discriminator, moving
 average and both optimisers' states agree in every bit at the end. Every second repetition reads
-its clips in two worker processes. Writes benchmarks/results/resume.json; about ten minutes on two
-cores.
+its clips in two worker processes. Writes benchmarks/results/resume_<system>.json; about ten
+minutes on two cores for each.
 """
 
 import json
@@ -46,24 +46,47 @@ class Progress(Callback):
         Path("step").write_text(str(trainer.global_step))
 
 
-def experiment(seed: int, workers: int, clips: str) -> dict:
+MODELS = {
+    "lia": {
+        "class_path": "lmdvid.tasks.lia.LIA",
+        "init_args": {
+            "size": 32,
+            "dim": 32,
+            "directions": 5,
+            "width": 0.0625,
+            "perceptual": "efficientnet",
+            "perceptual_weight": 0.02,
+            "perceptual_layers": 2,
+            "perceptual_scales": [1.0],
+            "r1": 1.0,
+            "discriminator_every": 4,
+        },
+    },
+    "inmodegan": {
+        "class_path": "lmdvid.tasks.inmodegan.InMoDeGAN",
+        "init_args": {
+            "size": 32,
+            "frames": 6,
+            "dim": 32,
+            "directions": 32,
+            "width": 0.0625,
+            "noise": "shared",
+            "speeds": [1, 2],
+            "r1": 1.0,
+            "discriminator_every": 4,
+        },
+    },
+}
+SAMPLING = {
+    "lia": {"frames": 2, "sampling": "random", "eval_frames": 4},
+    "inmodegan": {"frames": 6, "sampling": "consecutive", "eval_frames": 6},
+}
+
+
+def experiment(system: str, seed: int, workers: int, clips: str) -> dict:
     return {
         "seed_everything": seed,
-        "model": {
-            "class_path": "lmdvid.tasks.lia.LIA",
-            "init_args": {
-                "size": 32,
-                "dim": 32,
-                "directions": 5,
-                "width": 0.0625,
-                "perceptual": "efficientnet",
-                "perceptual_weight": 0.02,
-                "perceptual_layers": 2,
-                "perceptual_scales": [1.0],
-                "r1": 1.0,
-                "discriminator_every": 4,
-            },
-        },
+        "model": MODELS[system],
         "data": {
             "class_path": "data_modules.clips.Clips",
             "init_args": {
@@ -77,7 +100,7 @@ def experiment(seed: int, workers: int, clips: str) -> dict:
                 "jitter": 0.1,
                 "seed": seed,
                 "eval_clips": 2,
-                "eval_frames": 4,
+                **SAMPLING[system],
             },
         },
         "trainer": {
@@ -151,13 +174,14 @@ def final(folder: Path, run: int) -> dict:
     return {key: content[key] for key in ("state_dict", "optimizer_states")}
 
 
-def repetition(seed: int, clips: str, place: Path) -> dict:
+def repetition(system: str, seed: int, clips: str, place: Path) -> dict:
     draw = random.Random(seed)
     workers = 2 * (seed % 2)
     folders = place / f"whole{seed}", place / f"killed{seed}"
     for folder in folders:
         folder.mkdir()
-        (folder / "run.yaml").write_text(yaml.safe_dump(experiment(seed, workers, clips)))
+        configuration = experiment(system, seed, workers, clips)
+        (folder / "run.yaml").write_text(yaml.safe_dump(configuration))
     whole, killed = folders
 
     began = time.monotonic()
@@ -190,16 +214,17 @@ def repetition(seed: int, clips: str, place: Path) -> dict:
     }
 
 
-def main() -> None:
+def measure(system: str) -> None:
     rows = []
     place = Path(tempfile.mkdtemp(prefix="resume-"))
     puppets = Puppets(str(place), size=32, train_identities=16, test_identities=2, clip_frames=12)
     puppets.prepare_data()
     for seed in range(REPETITIONS):
-        rows.append(repetition(seed, puppets.root, place))
+        rows.append(repetition(system, seed, puppets.root, place))
         print(json.dumps(rows[-1]), flush=True)
     result = {
         "benchmark": "resume",
+        "system": system,
         "date": date.today().isoformat(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "gpu": None},
         "versions": {p: version(p) for p in ("lmdvid", "torch", "lightning", "numpy", "kornia")}
@@ -213,10 +238,18 @@ def main() -> None:
     if result["equal"] < REPETITIONS:
         raise SystemExit(f"{result['equal']} of {REPETITIONS} are equal; see {place}")
     shutil.rmtree(place)
-    output = ROOT / "benchmarks" / "results" / "resume.json"
+    output = ROOT / "benchmarks" / "results" / f"resume_{system}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['equal']} of {REPETITIONS} equal")
+    print(f"{system}: {result['equal']} of {REPETITIONS} equal")
+
+
+def main() -> None:
+    asked = sys.argv[1:] or list(MODELS)
+    if unknown := set(asked) - set(MODELS):
+        raise SystemExit(f"{', '.join(unknown)}: choose from {', '.join(MODELS)}")
+    for system in asked:
+        measure(system)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -40,15 +40,20 @@ from data_modules.sampling import (
     frames_needed,
     pair_with_next_identity,
     read_pairs,
+    seed_loader,
 )
 from lmdvid.video import (
+    VIDEO_SUFFIXES,
     Backend,
     GpuDecoder,
     NoGpuDecoderError,
+    ScannedClip,
     check_backend,
     find_gpu_decoder,
+    reader_of,
     scan_clips,
     to_float,
+    unfit_for_gpu,
 )
 
 __all__ = ["Clip", "ClipDataset", "DataError", "VideoDataModule"]
@@ -64,13 +69,16 @@ class VideoDataModule(LightningDataModule):
 
     Batches for training, validation and test are dicts of `video` (B,T,3,H,W) in [-1, 1], `key`
     (names of the clips) and `frames` (B,T), the frames' numbers; batches for prediction have
-    `source` (B,3,H,W), `driving` (B,T,3,H,W) and `key`. Frames are cut to their central square and
+    `source` (B,3,H,W), `driving` (B,T,3,H,W) and `key`, or, with `generate`, nothing but `index`
+    (B,). Frames are cut to their central square and
     resized once, as bytes, in the workers; they become floats and are augmented on the device.
 
     Validation uses `eval_clips` of the held-out clips, test all of them; both take the first
     `eval_frames` frames. The same seed gives the same batches with any number of workers.
 
-    A new data set is a subclass that overrides, where it needs to, `identity` and the folder names.
+    A new data set is a subclass that overrides, where it needs to, `identity` and the folder names;
+    and where its clips are in other files than videos and pictures, `suffixes`, `clips_of`, `holds`
+    (all kinds, in words) and `samples`.
 
     Args:
         root: folder of the data set.
@@ -97,10 +105,14 @@ class VideoDataModule(LightningDataModule):
         jitter: largest change of brightness, contrast, saturation and hue in training; LIA has 0.1.
         seed: of splits, orders and draws.
         max_clips: use only so many clips of the training folder (or, before splitting, of root).
+        identities: use only so many identities of it, chosen by `seed`: a small set to try things
+            with, such as the VoxCeleb2-mini that InMoDeGAN's paper names but does not list.
         eval_clips: number of held-out clips for validation, all where null.
         eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every held-out clip with one of the next identity.
+        generate: videos to make from noise in prediction, which then needs no clip: batches are the
+            numbers 0 to `generate` - 1, shared out over processes; null animates pairs instead.
         max_unreadable: share of clips that may be unreadable, in training and in evaluation each;
             above it the run stops.
         backend: decoder; `auto` takes the fastest one that reads a file exactly.
@@ -112,6 +124,9 @@ class VideoDataModule(LightningDataModule):
 
     train_folders: Sequence[str] = ("train",)
     test_folders: Sequence[str] = ("test",)
+    suffixes: Set[str] = VIDEO_SUFFIXES
+    holds = "videos, gifs and folders of frames"
+    samples: type[ClipDataset] = ClipDataset
 
     def __init__(
         self,
@@ -131,9 +146,11 @@ class VideoDataModule(LightningDataModule):
         jitter: float = 0.0,
         seed: int = 0,
         max_clips: int | None = None,
+        identities: int | None = None,
         eval_clips: int | None = 16,
         eval_frames: int | None = 16,
         pairs: str | None = None,
+        generate: int | None = None,
         max_unreadable: float = 0.05,
         backend: Backend = "auto",
         device: Device = "cpu",
@@ -147,8 +164,10 @@ class VideoDataModule(LightningDataModule):
             ("stride", stride, 1),
             ("samples_per_clip", samples_per_clip, 1),
             ("max_clips", max_clips, 1),
+            ("identities", identities, 1),
             ("eval_clips", eval_clips, 1),
             ("eval_frames", eval_frames, 1),
+            ("generate", generate, 1),
             ("seed", seed, 0),
         ):
             if value is not None and value < least:
@@ -182,9 +201,11 @@ class VideoDataModule(LightningDataModule):
         self.holdout = holdout
         self.seed = seed
         self.max_clips = max_clips
+        self.identities = identities
         self.eval_clips = eval_clips
         self.eval_frames = None if sampling == "all" else eval_frames
         self.pairs = pairs
+        self.generate = generate
         self.max_unreadable = max_unreadable
         self.backend: Backend = backend
         self.device: Device = device
@@ -207,6 +228,21 @@ class VideoDataModule(LightningDataModule):
         """
         return identity_of(key)
 
+    def clips_of(
+        self, key: str, path: Path, facts: ScannedClip
+    ) -> tuple[list[Clip], dict[str, str]]:
+        """Make the clips of what was found under a key; here it is one clip.
+
+        Returns:
+            Clips, and what in it cannot be read: a path or name for each clip, and the reason.
+
+        Raises:
+            VideoReadError: if nothing of it can be read.
+        """
+        reader = reader_of(path, facts, self.backend)
+        unfit = unfit_for_gpu(facts, self._decoder.name) if self._decoder else ""
+        return [Clip(str(path), key, self.identity(key), 0, facts.frames, reader, unfit)], {}
+
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
         """Add to the samples of a split what this data set knows about them; here nothing."""
         return samples
@@ -218,8 +254,11 @@ class VideoDataModule(LightningDataModule):
 
         All processes read the table in `setup`, which reports what is wrong with the data.
         """
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if self._needs_no_clip(stage):
+            return
         root = Path(self.root).expanduser()
-        training = self.trainer is None or self.trainer.state.fn == "fit"
+        training = stage in ("fit", None)
         with suppress(DataError):
             chosen = self._choose(*self._folders(root, training))
             scan_clips(root, [path for paths in chosen.values() for path in paths.values()])
@@ -231,6 +270,8 @@ class VideoDataModule(LightningDataModule):
             DataError: if there is no clip, too few of them, or too many that cannot be read; if
                 decord is insisted on, but absent, or does not decode on the GPU that it is to.
         """
+        if self._needs_no_clip(stage):
+            return
         try:
             check_backend(self.backend)
         except ModuleNotFoundError as error:
@@ -258,6 +299,9 @@ class VideoDataModule(LightningDataModule):
                 kinds = ", ".join(f"{count} {kind}" for kind, count in unfit.most_common())
                 explanation += f"; the CPU decodes {unfit.total()} of {len(paths)} clips: {kinds}"
             self._report(explanation)
+
+    def _needs_no_clip(self, stage: str | None) -> bool:
+        return stage == "predict" and self.generate is not None
 
     def _choose_decoder(self) -> str:
         """Choose who decodes on the GPU of this process, and return why."""
@@ -299,20 +343,35 @@ class VideoDataModule(LightningDataModule):
     def _choose(self, train: Path | None, test: Path | None) -> dict[Path, dict[str, Path]]:
         """List the clips to use of each folder, by their keys."""
         chosen = {}
-        for folder, limit in ((train, self.max_clips), (test, None)):
+        for folder in (train, test):
             if folder is not None and folder not in self._indexed:
-                paths = find_clips(folder)
+                paths = find_clips(folder, self.suffixes)
                 if not paths:
                     raise self._no_clips(f"{folder} holds no clip")
-                keys = choose(paths, limit, self.seed)
+                keys = self._wanted(paths, folder) if folder == train else paths.keys()
                 chosen[folder] = {key: path for key, path in paths.items() if key in keys}
         return chosen
+
+    def _wanted(self, keys: Iterable[str], folder: Path) -> set[str]:
+        """Choose those that `identities` and `max_clips` allow."""
+        if self.identities is not None:
+            known = {key: self.identity(key) for key in keys}
+            chosen = choose(known.values(), self.identities, self.seed)
+            if len(chosen) < self.identities:
+                raise DataError(
+                    f"identities is {self.identities}, but {folder} has {len(chosen)}; lower it"
+                )
+            keys = [key for key in known if known[key] in chosen]
+        return choose(keys, self.max_clips, self.seed)
 
     def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
         root = Path(self.root).expanduser()
         train, test = self._folders(root, training)
         self._index(root, self._choose(train, test))
         clips = self._indexed[train] if train else []
+        if self.max_clips is not None:  # a file may hold many clips
+            keys = choose((clip.key for clip in clips), self.max_clips, self.seed)
+            clips = [clip for clip in clips if clip.key in keys]
         if test is not None:
             return clips, self._indexed[test]
         if self.split == "time":
@@ -324,14 +383,13 @@ class VideoDataModule(LightningDataModule):
         scanned = iter(scan_clips(root, everything, again=False).clips)
         for folder, paths in chosen.items():
             facts = islice(scanned, len(paths))
-            clips, unreadable = index_clips(
-                paths, facts, self.identity, self.backend, self._decoder
-            )
-            check_unreadable(unreadable, len(paths), self.max_unreadable)
+            clips, unreadable = index_clips(paths, facts, self.clips_of)
+            total = len(clips) + len(unreadable)
+            check_unreadable(unreadable, total, self.max_unreadable)
             if unreadable:
                 self._report(
-                    f"{len(unreadable)} of {len(paths)} clips in {folder} cannot be read and are "
-                    "left out:\n  " + "\n  ".join(unreadable.values())
+                    f"{len(unreadable)} of {total} clips in {folder} cannot be read and are "
+                    "left out:\n  " + "\n  ".join(dict.fromkeys(unreadable.values()))
                 )
             self.unreadable |= unreadable
             self._indexed[folder] = clips
@@ -354,7 +412,7 @@ class VideoDataModule(LightningDataModule):
     def _no_clips(self, found: str) -> DataError:
         train, test = "/ or ".join(self.train_folders), "/ or ".join(self.test_folders)
         return DataError(
-            f"no data: {found}. {type(self).__name__} reads videos, gifs and folders of frames in "
+            f"no data: {found}. {type(self).__name__} reads {self.holds} in "
             f"{train}/ and {test}/ below root, or in one folder that it splits itself (split: "
             "random or time).\nWithout any data, "
             "`lightning fit --config experiments/lia_puppets.yaml` draws its own."
@@ -399,7 +457,10 @@ class VideoDataModule(LightningDataModule):
         return self._eval_loader(self.test_clips)
 
     def predict_dataloader(self) -> DataLoader:
-        """Pairs, one at a time, since driving clips differ in length."""
+        """Numbers of videos to make, or pairs, one at a time, as driving clips differ in length."""
+        if self.generate is not None:
+            processes = self.trainer.world_size if self.trainer else 1
+            return seed_loader(self.generate, self.batch_size, processes)
         if self.pairs is None:
             pairs = pair_with_next_identity(self._held)
         else:
@@ -429,7 +490,7 @@ class VideoDataModule(LightningDataModule):
         self, clips: Sequence[Clip], training: bool, decoder: GpuDecoder | None
     ) -> Dataset:
         whole = self.sampling == "all" or (not training and self.eval_frames is None)
-        samples = ClipDataset(
+        samples = self.samples(
             clips,
             self.size,
             frames=self.frames if training else self.eval_frames or 1,

@@ -3,21 +3,18 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lmdvid.video import (
+    ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
-    Backend,
-    GpuDecoder,
     Reader,
     ScannedClip,
     VideoReadError,
     is_clip,
-    reader_of,
-    unfit_for_gpu,
 )
 
 
@@ -30,7 +27,7 @@ class Clip:
     """One clip, or the part of it that one split may use.
 
     Attributes:
-        path: the file or the folder of frames.
+        path: the file or the folder of frames; in a file of many clips, its path and the number.
         key: its name below the folder of the split, with `/` between parts.
         identity: whom or what it shows; clips of one identity share this text.
         start: first usable frame.
@@ -51,28 +48,33 @@ class Clip:
         return self.stop - self.start
 
 
-def find_clips(root: Path) -> dict[str, Path]:
+def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Path]:
     """Find the clips in and below a folder, or the one clip that `root` is.
 
     A folder is a clip when it is named like a video (`x.mp4`), or when it holds images and neither
     videos nor folders: stills beside videos are not clips. Hidden entries are passed over.
 
+    Args:
+        root: where to look.
+        suffixes: of files that are clips.
+
     Returns:
         Each clip's key, its name below `root` with `/` between parts, and its path; sorted by path.
 
     Raises:
-        DataError: if `root` is a file but no video, or a folder may not be listed.
+        DataError: if `root` is a file but no clip, or a folder may not be listed.
     """
-    paths = sorted(_walk(root), key=lambda path: path.parts)
+    paths = sorted(_walk(root, suffixes), key=lambda path: path.parts)
     return {
         path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
     }
 
 
-def _walk(root: Path) -> list[Path]:
+def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
     clips, folders, stills = [], [], False
     try:
-        if root.suffix.lower() in VIDEO_SUFFIXES and _is_clip(root):
+        suffix = root.suffix.lower()
+        if suffix in suffixes and (suffix not in VIDEO_SUFFIXES or _is_clip(root)):
             return [root]
         with os.scandir(root) as entries:  # many times faster than asking for each name's kind
             for entry in entries:
@@ -80,20 +82,20 @@ def _walk(root: Path) -> list[Path]:
                 if entry.name.startswith("."):
                     continue
                 path, folder = root / entry.name, entry.is_dir()
-                if suffix in VIDEO_SUFFIXES and (_is_clip(path) if folder else entry.is_file()):
+                if suffix in suffixes and (_is_clip(path) if folder else entry.is_file()):
                     clips.append(path)
                 elif suffix in IMAGE_SUFFIXES:
                     stills = True
                 elif folder:
                     folders.append(path)
     except NotADirectoryError:
-        kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+        kinds = ", ".join(sorted(suffixes))
         raise DataError(f"{root} is a file, but not a video ({kinds}); give a folder") from None
     except OSError as error:
         raise DataError(f"cannot look into {root}: {str(error.strerror).lower()}") from None
     if stills and not clips and not folders:
         return [root]
-    return clips + [clip for folder in folders for clip in _walk(folder)]
+    return clips + [clip for folder in folders for clip in _walk(folder, suffixes)]
 
 
 def _is_clip(path: Path) -> bool:
@@ -110,32 +112,34 @@ def identity_of(key: str) -> str:
 
 
 def without_suffix(key: str) -> str:
-    """Drop a video's suffix; a frame folder's dot is part of its name."""
+    """Drop the suffix of a video or array; a frame folder's dot is part of its name."""
     stem, suffix = os.path.splitext(key)
-    return stem if suffix.lower() in VIDEO_SUFFIXES else key
+    return stem if suffix.lower() in VIDEO_SUFFIXES | ARRAY_SUFFIXES else key
 
 
 def index_clips(
     paths: Mapping[str, Path],
     scanned: Iterable[ScannedClip],
-    identity: Callable[[str], str],
-    backend: Backend,
-    decoder: GpuDecoder | None = None,
+    clips_of: Callable[[str, Path, ScannedClip], tuple[list[Clip], dict[str, str]]],
 ) -> tuple[list[Clip], dict[str, str]]:
     """Make clips of what `find_clips` found and a scan of it knows.
 
+    Args:
+        paths: what was found, by key.
+        scanned: what is known of each.
+        clips_of: makes the clips of one file, as `VideoDataModule.clips_of`.
+
     Returns:
-        The clips, and for each file that cannot be read its path and the reason.
+        The clips, and for each that cannot be read its path and the reason.
     """
     clips, unreadable = [], {}
     for (key, path), facts in zip(paths.items(), scanned, strict=True):
         try:
-            reader = reader_of(path, facts, backend)
+            found, lost = clips_of(key, path, facts)
         except VideoReadError as error:
-            unreadable[str(path)] = str(error)
-        else:
-            unfit = "" if decoder is None else unfit_for_gpu(facts, decoder.name)
-            clips.append(Clip(str(path), key, identity(key), 0, facts.frames, reader, unfit))
+            found, lost = [], {str(path): str(error)}
+        clips += found
+        unreadable |= lost
     return clips, unreadable
 
 

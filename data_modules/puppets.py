@@ -45,6 +45,8 @@ class Puppets(VideoDataModule):
         eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every test clip with the next one.
+        generate: videos to make from noise in prediction, for which nothing is drawn; null animates
+            pairs instead; see `VideoDataModule`.
         backend: decoder.
         device: where frames are decoded, `cpu` or `cuda`; see `VideoDataModule`.
     """
@@ -68,6 +70,7 @@ class Puppets(VideoDataModule):
         eval_clips: int | None = 16,
         eval_frames: int | None = 16,
         pairs: str | None = None,
+        generate: int | None = None,
         backend: Backend = "auto",
         device: Device = "cpu",
     ):
@@ -102,6 +105,7 @@ class Puppets(VideoDataModule):
             eval_clips=eval_clips,
             eval_frames=eval_frames,
             pairs=pairs,
+            generate=generate,
             max_unreadable=0.0,
             backend=backend,
             device=device,
@@ -110,7 +114,8 @@ class Puppets(VideoDataModule):
 
     def prepare_data(self) -> None:
         """Draw the clips that are not there yet, and look into them."""
-        draw_set(self._puppets, Path(self.root).parent)
+        if not self._needs_no_clip(None if self.trainer is None else self.trainer.state.fn):
+            draw_set(self._puppets, Path(self.root).parent)
         super().prepare_data()
 
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:

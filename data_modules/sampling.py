@@ -184,8 +184,24 @@ def check_unreadable(unreadable: dict[str, str], total: int, share: float) -> No
         raise DataError(
             f"{len(unreadable)} of {total} clips cannot be read, more than max_unreadable = "
             f"{share:g} allows. Repair or remove them, or raise max_unreadable:\n  "
-            + "\n  ".join(sorted(unreadable.values()))
+            + "\n  ".join(sorted(set(unreadable.values())))
         )
+
+
+def seed_loader(count: int, batch_size: int, processes: int) -> DataLoader:
+    """Batches of `index` (B,), the numbers of videos to make from noise: 0 to `count` - 1.
+
+    Raises:
+        DataError: if there are fewer than processes, which Lightning cannot share out.
+    """
+    if count < processes:
+        raise DataError(
+            f"{count} video(s) to generate by {processes} processes: ask for at least one of each, "
+            "or use fewer devices"
+        )
+    numbers = [{"index": number} for number in range(count)]
+    # Lightning, making it again for its share, gives the batch size by name.
+    return DataLoader(numbers, batch_size=batch_size)  # type: ignore[arg-type]
 
 
 class PairDataset(Dataset):

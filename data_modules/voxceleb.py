@@ -6,11 +6,12 @@ from data_modules.base import VideoDataModule
 
 
 class VoxCeleb(VideoDataModule):
-    """VoxCeleb 1 and 2.
+    """VoxCeleb 1 and 2, at 64, 128, 256 px or any other size.
 
-    Two layouts are read: crops named `PERSON#VIDEO#START#END.mp4` (videos or folders of frames with
-    that name) in `train/` and `test/`, and the original release,
-    `dev/mp4/id00012/21Uxsk56VDQ/00001.mp4`, with `dev/` for training. The identity is the person.
+    Two layouts are read: crops named `PERSON#VIDEO#START#END.mp4` in `train/` and `test/`, and the
+    original release of VoxCeleb 2, `dev/mp4/id00012/21Uxsk56VDQ/00001.mp4`, with `dev/` for
+    training and `test/`: the published splits. Each clip is a video or a folder of frames with that
+    name. The identity is the person; `identities` makes a small set of some people.
     """
 
     train_folders = ("train", "dev")

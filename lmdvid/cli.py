@@ -40,7 +40,8 @@ experiment (of its first logger's folder and name); checkpoints are written unde
 then renamed, so that a kill leaves the previous one whole; metrics.csv is written row by row, and
 a resumed run's begins with the rows before the checkpoint. Class paths are full dotted names;
 modules are looked for in the environment first, then in the current directory. Where the data and
-the model both have an argument `size`, the two must be equal. LMDVID_DEBUG=1 shows tracebacks."""
+the model both have an argument `size`, or `frames`, the two must be equal. LMDVID_DEBUG=1 shows
+tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -412,12 +413,13 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
             if self.config.get("subcommand") == "predict":
                 # Nobody is left to take them when the command ends; callbacks write them.
                 self._section()["return_predictions"] = False
-            model, data = (self._size(key) for key in ("model", "data"))
-            if None not in (model, data) and model != data:
-                raise UsageError(
-                    f"the data's frames have size {data} and the model expects {model}: "
-                    "set data.init_args.size and model.init_args.size to the same value"
-                )
+            for name, what in (("size", "frames have size"), ("frames", "clips have frames")):
+                model, data = (self._argument(key, name) for key in ("model", "data"))
+                if None not in (model, data) and model != data:
+                    raise UsageError(
+                        f"the data's {what} {data} and the model expects {model}: set "
+                        f"data.init_args.{name} and model.init_args.{name} to the same value"
+                    )
             trainer = self._section().get("trainer") or {}
             if (
                 trainer.get("precision") in ("bf16-mixed", "bf16")
@@ -438,8 +440,8 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def _section(self):
             return self.config[self.config["subcommand"]] if run else self.config
 
-        def _size(self, key: str) -> object:
-            return ((self._section().get(key) or {}).get("init_args") or {}).get("size")
+        def _argument(self, key: str, name: str) -> object:
+            return ((self._section().get(key) or {}).get("init_args") or {}).get(name)
 
         def instantiate_classes(self) -> None:
             try:

@@ -208,12 +208,14 @@ def trajectory(text: str, frames: int) -> tuple[int, np.ndarray]:
             path = np.linspace(start, end, frames)
         elif kind == "sine":
             amplitude, period = map(float, rest.split(","))
+            if period == 0:
+                raise ValueError
             path = amplitude * np.sin(2 * np.pi * np.arange(frames) / period)
         else:
             path = np.full(frames, float(rest))
         if not np.isfinite(path).all():
             raise ValueError
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         raise GenerationError(
             f"control {text!r} is not understood: give 1=linear:0..3, 511=sine:2,16 (amplitude, "
             "period in frames) or 7=constant:1.5"

@@ -94,6 +94,10 @@ MISTAKES = {
     "fit --config run.yaml --data.init_args.size 5 --model.init_args.size 5": [
         "regression.Regression: size must be even; got 5"
     ],
+    f"fit --config {ROOT}/experiments/inmodegan_puppets.yaml --data.init_args.frames 2": [
+        "clips have frames 2 and the model expects 16",
+        "data.init_args.frames",
+    ],
     "fit --config run.yaml --trainer.accelerator abacus": ["accelerator", "abacus"],
     "fit --config run.yaml --ckpt_path run.yaml": ["ckpt_path: run.yaml", ".ckpt"],
     "fitt": ["no command 'fitt'", "'fit'?", "animate, convert, doctor"],

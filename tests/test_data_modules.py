@@ -19,10 +19,13 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules.augment import augment, build_augmentation
+from data_modules.bair import BAIR
 from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import Clip, find_clips, identity_of, split_by_identity
+from data_modules.puppets import Puppets
 from data_modules.sampling import ClipLoader, ClipSampler, ResumableLoader
+from data_modules.seeds import Seeds
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
@@ -158,6 +161,58 @@ def test_voxceleb_original_release(place):
     assert [c.identity for c in data.test_clips] == ["id00017"]
     (batch,) = batches(data, data.train_dataloader())
     assert sorted(key.split("/")[1] for key in batch["key"]) == ["id00012", "id00013"]
+
+
+@pytest.mark.parametrize("name", ["00001.mp4", "00001"])
+def test_voxceleb_original_release_as_folders_of_frames(place, name):
+    root = place(*(f"dev/mp4/{who}/21Uxsk56VDQ/{name}" for who in ("id1", "id10", "id2")),
+                 f"test/mp4/id100/01dfn2spqyE/{name}", frames=True)  # fmt: skip
+    data = ready(VoxCeleb(root, size=SIZE, identity_sampling=True, batch_size=3, eval_frames=3))
+    assert [clip.identity for clip in data.train_clips] == ["id1", "id10", "id2"]
+    assert [clip.identity for clip in data.test_clips] == ["id100"]
+    (batch,) = batches(data, data.train_dataloader())
+    for key, frames in zip(batch["key"], numbers(batch["video"]), strict=True):
+        person = key.split("/")[1]
+        assert {clip for clip, _ in frames} == {["id1", "id10", "id2"].index(person)}
+
+
+def test_voxceleb_crops_as_folders_of_frames_named_like_videos(place):
+    names = [f"{who}#{v}#000001#000003.mp4" for who in ("id1", "id10") for v in ("a", "b")]
+    root = place(*(f"train/{name}" for name in names), "test/id2#c#1#3.mp4", frames=True)
+    data = VoxCeleb(root, size=SIZE, identity_sampling=True, batch_size=2, eval_frames=3)
+    assert keys(ready(data).train_clips) == names
+    (batch,) = batches(data, data.train_dataloader())
+    assert sorted(key.split("#")[0] for key in batch["key"]) == ["id1", "id10"]
+    for key, frames in zip(batch["key"], numbers(batch["video"]), strict=True):
+        assert {clip for clip, _ in frames} == {names.index(key)}
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_small_voxceleb_is_some_people_with_all_their_clips(place, size):
+    people = [f"id{n}" for n in range(1, 13)]
+    root = place(*(f"train/{who}#v#{n}.mp4" for who in people for n in (0, 1)), "test/id99#v#0.mp4")
+    chosen = []
+    for seed in (0, 0, 1):
+        data = ready(VoxCeleb(root, identities=4, size=size, seed=seed, batch_size=4))
+        assert len(data.train_clips) == 8
+        assert keys(data.test_clips) == ["id99#v#0.mp4"]
+        chosen.append({clip.identity for clip in data.train_clips})
+        assert len(chosen[-1]) == 4
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert batches(data, data.train_dataloader())[0]["video"].shape == (4, 2, 3, size, size)
+    assert len(ready(VoxCeleb(root, identities=4, max_clips=3)).train_clips) == 3
+    with pytest.raises(DataError, match=r"identities is 20, but .*train has 12; lower it"):
+        ready(VoxCeleb(root, identities=20))
+    (Path(root) / "test").rename(Path(root) / "more")
+    data = ready(VoxCeleb(f"{root}/train", identities=4, split="random", holdout=0.25))
+    train, held = ({clip.identity for clip in part} for part in (data.train_clips, data.test_clips))
+    assert train | held == ready_identities(root)
+    assert (len(train), len(held)) == (3, 1)
+
+
+def ready_identities(root: str) -> set[str]:
+    data = ready(VoxCeleb(f"{root}/train", identities=4, holdout=0.0), "fit")
+    return {clip.identity for clip in data.train_clips}
 
 
 def test_voxceleb_folders_of_people(place):
@@ -793,6 +848,71 @@ def test_errors_of_tables(place, tmp_path):
         predict(write_pairs(tmp_path / "3.csv", [{"source": "a", "driving": "a", "frame": "1.5"}]))
 
 
+# Prediction from noise
+
+
+class Noted(pl.LightningModule):
+    """Writes the indices of each batch into a file of its process."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def predict_step(self, batch, number):
+        assert set(batch) == {"index"}
+        with (self.folder / f"{self.trainer.global_rank}.txt").open("a") as file:
+            print(*batch["index"].tolist(), file=file)
+        return len(batch["index"])
+
+
+def predict(module, data, root: Path, **options) -> pl.Trainer:
+    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False,
+                         enable_model_summary=False, default_root_dir=root, **options)  # fmt: skip
+    trainer.predict(module, data, return_predictions=False)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VoxCeleb("nowhere", generate=7, batch_size=3),
+        lambda: BAIR("nowhere", generate=7, batch_size=3),
+        lambda: Puppets("nowhere", generate=7, batch_size=3),
+        lambda: Seeds(7, batch_size=3),
+    ],
+)
+def test_generating_needs_no_clip(tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    predict(Noted(tmp_path), make(), tmp_path)
+    assert (tmp_path / "0.txt").read_text() == "0 1 2\n3 4 5\n6\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_processes_share_out_what_is_generated_without_gaps_or_repeats(tmp_path):
+    data = Clips("nowhere", generate=7, batch_size=2)
+    predict(Noted(tmp_path), data, tmp_path, devices=2, strategy="ddp_fork")
+    made = [[int(n) for n in path.read_text().split()] for path in sorted(tmp_path.glob("*.txt"))]
+    assert sorted(made[0] + made[1]) == list(range(7))
+    assert [len(share) for share in made] == [4, 3]
+
+
+def test_each_process_must_have_something_to_generate():
+    data = Clips("nowhere", generate=3)
+    data.trainer = SimpleNamespace(world_size=4)
+    with pytest.raises(DataError, match=r"3 video\(s\) to generate by 4 processes"):
+        data.predict_dataloader()
+
+
+def test_a_set_that_generates_still_trains(place):
+    data = ready(Clips(place("train/a.mp4", "test/b.mp4"), generate=4, size=16, batch_size=1))
+    assert len(list(data.train_dataloader())) == 1
+    data.setup("predict")
+    assert [batch["index"].tolist() for batch in data.predict_dataloader()] == [[0], [1], [2], [3]]
+    with pytest.raises(DataError, match="count is 0"):
+        Seeds(0)
+
+
 # Wrong use
 
 
@@ -878,6 +998,8 @@ def test_processes_that_find_different_clips_stop(place):
         ({"seed": -1}, "seed is -1"),
         ({"backend": "opencv"}, "auto, decord, pyav"),
         ({"device": "tpu"}, "device is 'tpu'; choose from cpu, cuda"),
+        ({"identities": 0}, "identities is 0"),
+        ({"generate": 0}, "generate is 0"),
         ({"max_unreadable": 5}, "max_unreadable is 5; it is a share"),
     ],
 )
@@ -886,7 +1008,7 @@ def test_impossible_arguments_are_refused(options, text):
         Clips("data", **options)
 
 
-@pytest.mark.parametrize("kind", [Clips, TaiChi, VoxCeleb, TED])
+@pytest.mark.parametrize("kind", [Clips, TaiChi, VoxCeleb, TED, BAIR])
 def test_the_command_line_parses_and_documents_every_argument(kind, capsys):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VideoDataModule, "data")

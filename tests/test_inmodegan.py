@@ -1,6 +1,10 @@
 """InMoDeGAN: its networks against plain ones written apart, its walk, its training step."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -315,13 +319,13 @@ def test_ordered_directions_draw_the_same_videos(orthogonal, tmp_path):
         torch.testing.assert_close(loaded(z_a, z_m), before, atol=1e-4, rtol=1e-4)
 
 
-def test_truncation_pulls_towards_the_mean_of_training():
-    generator = Generator(**NETWORK).train()
-    for _ in range(5):
-        generator(torch.randn(4, 8), torch.randn(4, 1, 5))
+def test_truncation_pulls_towards_the_mean_of_training(tmp_path):
+    task = InMoDeGAN(**SMALL)
+    trainer(tmp_path, max_steps=3).fit(task, Data())
+    generator = task.generator_ema.network
     assert generator.centre.abs().max() > 0
     z_a, z_m = torch.randn(3, 8), torch.randn(3, 2, 5)
-    whole = generator.eval().sample_codes(z_a, z_m).appearance
+    whole = generator.sample_codes(z_a, z_m).appearance
     half = generator.sample_codes(z_a, z_m, truncation=0.5).appearance
     torch.testing.assert_close(half, 0.5 * (whole + generator.centre))
 
@@ -406,7 +410,9 @@ def test_a_step_equals_one_written_plainly(tmp_path):
     torch.manual_seed(hash((4, 0, 0)))  # what the step's random numbers begin with
     adam_g = torch.optim.Adam(generator.parameters(), 0.002, betas=(0.0, 0.99))
     adam_d = torch.optim.Adam(discriminators.parameters(), 0.002 * 0.75, betas=(0.0, 0.99**0.75))
-    fake = generator(torch.randn(4, 8), torch.randn(4, 5, 5))
+    codes = generator.sample_codes(torch.randn(4, 8), torch.randn(4, 5, 5))
+    generator.centre.lerp_(codes.appearance.detach().mean(dim=0), 0.005)
+    fake = generator.render(codes)
 
     def judged(video):
         frame = torch.randint(6, (4,))
@@ -526,3 +532,56 @@ def test_scores_and_samples(tmp_path):
     (scores,) = run.test(task, Data(), verbose=False)
     assert scores["test/fd_effnetlite0_6f"] == pytest.approx(expected.item(), rel=1e-4)
     assert probe(tmp_path / "out" / "sample.mp4").frames == 6
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """They train with identical weights, score one set of videos, and predict each number once."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{i}.pt") for i in range(2))
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    assert first["score"] == second["score"]
+    assert first["clips"] == second["clips"] == 8
+    made = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert made == [f"{i:06d}.mp4" for i in range(5)]
+
+
+TWO_PROCESSES = """
+import sys
+
+import torch
+
+sys.path.insert(0, {tests!r})
+import test_inmodegan as t
+from lmdvid.callbacks import PredictionVideos
+
+t.L.seed_everything(3, verbose=False)
+task = t.InMoDeGAN(**t.SMALL, discriminator_every=2)
+run = t.trainer(
+    {folder!r},
+    devices=2,
+    strategy="ddp_find_unused_parameters_true",
+    max_steps=2,
+    limit_val_batches=1.0,
+    callbacks=[PredictionVideos({folder!r} + "/made")],
+)
+run.fit(task, t.Data())
+scores = run.callback_metrics
+content = {{
+    "state": task.state_dict(),
+    "score": scores["val/fd_effnetlite0_6f"].item(),
+    "clips": scores["val/clips"].item(),
+}}
+torch.save(content, {folder!r} + f"/rank{{run.global_rank}}.pt")
+run.predict(task, t.Data(), return_predictions=False)
+"""

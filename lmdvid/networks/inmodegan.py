@@ -285,7 +285,7 @@ class Generator(nn.Module):
         self.motion = MotionNetwork(motion_noise, dim, directions, motion_layers, motion_init)
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, noise, checkpointing)
-        # The mean w_0 of training, towards which truncation pulls.
+        # The mean w_0 of training, towards which truncation pulls; the task keeps it up to date.
         self.register_buffer("centre", torch.zeros(dim))
 
     def sample_codes(self, appearance: Tensor, motion: Tensor, truncation: float = 1.0) -> Codes:
@@ -312,9 +312,6 @@ class Generator(nn.Module):
             )
         with torch.autocast(appearance.device.type, enabled=False):
             w0 = self.appearance(appearance)
-            if self.training and torch.is_grad_enabled():
-                with torch.no_grad():
-                    self.centre.lerp_(w0.mean(dim=0), 0.005)
             if truncation != 1:
                 w0 = self.centre + truncation * (w0 - self.centre)
             return Codes(w0, self.motion(w0, motion))

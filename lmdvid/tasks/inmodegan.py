@@ -106,8 +106,10 @@ class InMoDeGAN(AdversarialTask):
             ema=ema,
         )
         self.save_hyperparameters(ignore=["prediction"])
-        # A quarter faster in bf16, on a CPU as well; no value changes.
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        # A quarter faster in bf16, on a CPU as well; no value changes. 3-D kernels gain nothing.
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.frames = frames
         self.columns = columns
         self.prediction = prediction or Plan(frames=frames)
@@ -128,7 +130,10 @@ class InMoDeGAN(AdversarialTask):
         network = cast(Generator, self.generator)
         z_a = torch.randn(len(real), network.appearance_noise, device=real.device)
         z_m = torch.randn(len(real), self.frames - 1, network.motion_noise, device=real.device)
-        return {}, network(z_a, z_m), real
+        codes = network.sample_codes(z_a, z_m)
+        mean = codes.appearance.detach().mean(dim=0)
+        network.centre.lerp_(self.trainer.strategy.reduce(mean, reduce_op="mean"), 0.005)
+        return {}, network.render(codes), real
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Compare as many videos from noise with held-out ones; the first batch shows samples."""

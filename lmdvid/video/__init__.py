@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lmdvid.video.arrays import ARRAY_SUFFIXES
     from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
     from lmdvid.video.gpu import (
         GpuDecoder,
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
         stream_frames,
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
+    from lmdvid.video.tfrecord import FRAMING, RECORD_SUFFIXES, Record, record_lengths
     from lmdvid.video.write import VideoWriter, write_image, write_video
 
 _MODULES = {
+    "arrays": ("ARRAY_SUFFIXES",),
     "frames": ("centre_square", "resize", "to_float", "to_uint8"),
     "gpu": (
         "GpuDecoder",
@@ -53,16 +56,21 @@ _MODULES = {
         "stream_frames",
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
+    "tfrecord": ("FRAMING", "RECORD_SUFFIXES", "Record", "record_lengths"),
     "write": ("VideoWriter", "write_image", "write_video"),
 }
 
 __all__ = [
+    "ARRAY_SUFFIXES",
+    "FRAMING",
     "IMAGE_SUFFIXES",
+    "RECORD_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Backend",
     "GpuDecoder",
     "NoGpuDecoderError",
     "Reader",
+    "Record",
     "Scan",
     "ScannedClip",
     "VideoInfo",
@@ -79,6 +87,7 @@ __all__ = [
     "read_bytes",
     "read_clip",
     "reader_of",
+    "record_lengths",
     "resize",
     "scan_clips",
     "stream_frames",

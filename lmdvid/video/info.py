@@ -57,7 +57,7 @@ class VideoInfo:
     height: int
     has_audio: bool
     codec: str
-    kind: Literal["video", "frames", "gif", "image"]
+    kind: Literal["video", "frames", "gif", "image", "array", "records"]
 
 
 def to_numbers(path: str | Path, indices: Iterable[int]) -> list[int]:

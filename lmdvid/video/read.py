@@ -7,9 +7,9 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from lmdvid.video import decord_backend, pictures, pyav_backend
+from lmdvid.video import arrays, decord_backend, pictures, pyav_backend
 from lmdvid.video.info import (
     VIDEO_SUFFIXES,
     VideoInfo,
@@ -19,6 +19,7 @@ from lmdvid.video.info import (
     status,
     to_numbers,
 )
+from lmdvid.video.tfrecord import Record
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +32,14 @@ log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "decord", "pyav"]
 
-Reader = Literal["pictures", "decord", "pyav"]
+Reader = Literal["pictures", "arrays", "decord", "pyav"] | Record
+"""What decodes a clip: a library, or a record of a file where it lies."""
+
+_STILLS = {"pictures": pictures, "arrays": arrays}
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Facts about a clip: video file, gif, folder of pictures (25 fps) or one picture.
+    """Facts about a clip: video file, gif, folder of pictures (25 fps), one picture, or array.
 
     The frames of a video are counted, packet by packet, without decoding them.
 
@@ -44,7 +48,8 @@ def probe(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     found = status(path)
-    return pictures.probe(path) if _is_pictures(path, found) else _header(path, found).info
+    stills = _stills(path, found)
+    return _STILLS[stills].probe(path) if stills else _header(path, found).info
 
 
 def read_clip(
@@ -56,15 +61,16 @@ def read_clip(
     """Frames of a clip by their numbers, each exactly the frame stored there.
 
     Args:
-        path: Video file, gif, folder of pictures, or one picture (frame 0).
+        path: Video file, gif, folder of pictures, one picture (frame 0), or a `.npy` file of
+            frames, uint8 (T, H, W, 3).
         indices: Frame numbers from 0, in any order, repeats allowed.
         backend: `auto` decodes with decord, where it is installed and known to be exact, and
             with PyAV all else: other codecs than H.264, MPEG-4, VP9 and MJPEG, MPEG-TS, gif,
             odd sizes, other pixel formats than 8-bit 4:2:0, interlaced frames, open groups of
             pictures, edit lists, repeated or missing time stamps. `decord` and `pyav` insist on
-            one; pictures need neither. Both give the same pixels, bit for bit, because decord is
-            given 8-bit 4:2:0 only: of what it is not given it would make slightly other colours
-            (2 to 4 of 255 levels on average for odd sizes and 10-bit).
+            one; pictures and arrays need neither. Both give the same pixels, bit for bit, because
+            decord is given 8-bit 4:2:0 only: of what it is not given it would make slightly other
+            colours (2 to 4 of 255 levels on average for odd sizes and 10-bit).
         device: Where the frames are to be. On `cuda` (or `cuda:1`) an NVIDIA GPU decodes, by the
             first that works there of decord, torchcodec and PyAV, or the one that `backend`
             insists on; what it would get wrong, and all where `auto` finds none, is decoded on
@@ -111,8 +117,8 @@ def _unfit_for_gpu(path: Path, decoder: "GpuDecoder") -> str:
     from lmdvid.video.scan import ScannedClip, facts_of_video
 
     found = status(path)
-    if _is_pictures(path, found):
-        return "pictures"
+    if stills := _stills(path, found):
+        return stills
     facts = ScannedClip(path.name, **facts_of_video(_header(path, found)))
     return unfit_for_gpu(facts, decoder.name)
 
@@ -125,10 +131,12 @@ def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool =
     ahead, and damage behind a frame spoils it or not, as chance has it. PyAV gives a frame always
     or never.
     """
-    status(path)
     ordered = sorted(set(indices))
-    if reader == "pictures":
-        frames = pictures.read(path, ordered)
+    if isinstance(reader, Record):
+        return in_order(reader.load().frames(ordered), ordered, indices)
+    status(path)
+    if reader in _STILLS:
+        frames = _STILLS[reader].read(path, ordered)
     elif reader == "pyav":
         frames = pyav_backend.read(path, ordered)
     else:
@@ -154,8 +162,8 @@ def stream_frames(path: str | Path) -> "Iterator[Tensor]":
         VideoReadError: At once for what is missing; on the way for damage inside the file.
     """
     path = Path(path)
-    reader = pictures if _is_pictures(path, status(path)) else pyav_backend
-    return reader.stream(path)
+    stills = _stills(path, status(path))
+    return (_STILLS[stills] if stills else pyav_backend).stream(path)
 
 
 def frame_times(path: str | Path) -> list[Fraction] | None:
@@ -170,7 +178,7 @@ def frame_times(path: str | Path) -> list[Fraction] | None:
         VideoReadError: The file is missing or damaged.
     """
     path = Path(path)
-    return None if _is_pictures(path, status(path)) else pyav_backend.frame_times(path)
+    return None if _stills(path, status(path)) else pyav_backend.frame_times(path)
 
 
 def is_clip(path: str | Path) -> bool:
@@ -212,8 +220,8 @@ def route(path: Path, backend: Backend = "auto") -> Reader:
         ModuleNotFoundError: decord is insisted on, but absent.
     """
     found = status(path)
-    if _is_pictures(path, found):
-        return "pictures"
+    if stills := _stills(path, found):
+        return stills
     check_backend(backend)
     if backend == "pyav" or not decord_backend.is_installed():
         return "pyav"
@@ -230,8 +238,8 @@ def reader_of(path: Path, clip: "ScannedClip", backend: Backend = "auto") -> Rea
     check_backend(backend)
     if clip.error:
         raise VideoReadError(path, clip.error)
-    if clip.kind == "frames":
-        return "pictures"
+    if stills := {"frames": "pictures", "array": "arrays"}.get(clip.kind):
+        return cast(Reader, stills)
     return _allowed(path, clip.suspicious, backend)
 
 
@@ -247,8 +255,11 @@ def _refused(path: Path, what: str) -> VideoReadError:
     return VideoReadError(path, f"decord does not read {what} exactly; use backend='auto'")
 
 
-def _is_pictures(path: Path, found: os.stat_result) -> bool:
-    return S_ISDIR(found.st_mode) or pictures.is_picture(path.name)
+def _stills(path: Path, found: os.stat_result) -> Literal["pictures", "arrays"] | None:
+    """Which of the readers that need no video decoder reads this."""
+    if S_ISDIR(found.st_mode) or pictures.is_picture(path.name):
+        return "pictures"
+    return "arrays" if arrays.is_array(path.name) else None
 
 
 def _header(path: Path, found: os.stat_result) -> pyav_backend.Header:

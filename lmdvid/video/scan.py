@@ -28,14 +28,15 @@ from time import monotonic
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from lmdvid.video import decord_backend, pictures, pyav_backend
-from lmdvid.video.info import VideoInfo, VideoReadError, status
+from lmdvid.video import arrays, decord_backend, pictures, pyav_backend
+from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, status
+from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths
 
 log = logging.getLogger(__name__)
 
 MANIFEST = ".lmdvid_clips.csv"
 
-_VERSION = 2  # of what is looked for; rows of another version are made again
+_VERSION = 3  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
@@ -51,7 +52,8 @@ class ScannedClip:
         path: below the folder of the data set, with `/` between parts.
         size: bytes of the file; what the file system says of a folder of pictures.
         mtime_ns: when it was last changed, in nanoseconds since 1970.
-        kind: `video`, `gif` or `frames` (a folder of pictures).
+        kind: `video`, `gif`, `frames` (a folder of pictures), `array` (a `.npy` file) or `records`
+            (a TFRecord file, whose records are clips; the other facts are those of the first).
         frames: how many can be shown.
         fps: exact frame rate, the mean one where it varies.
         width: pixels, after rotation.
@@ -63,6 +65,7 @@ class ScannedClip:
         key_frames: how many there are; decoding begins at these.
         suspicious: what decord would get wrong in it; PyAV reads it then.
         error: why it cannot be read; no other fact is known then.
+        records: bytes of data of each record, with spaces between; see `record_lengths`.
         version: of the scan.
     """
 
@@ -80,6 +83,7 @@ class ScannedClip:
     key_frames: int = 0
     suspicious: str = ""
     error: str = ""
+    records: str = ""
     version: int = _VERSION
 
 
@@ -261,6 +265,7 @@ def _load(place: Path) -> dict[str, ScannedClip]:
             text = file.read()
     except OSError:
         return {}
+    limit = csv.field_size_limit(len(text))  # a file may hold very many records
     try:
         if not text.endswith("\n"):
             raise ValueError("it was cut off")
@@ -271,19 +276,21 @@ def _load(place: Path) -> dict[str, ScannedClip]:
     except (ValueError, ArithmeticError, csv.Error) as error:
         log.warning("%s is damaged (%s): the clips are looked into again", place, error)
         return {}
+    finally:
+        csv.field_size_limit(limit)
     return {clip.path: clip for clip in clips if clip.version == _VERSION}
 
 
 def _parse(line: list[str]) -> ScannedClip:
     path, size, mtime, kind, frames, fps, width, height, turn, codec, *rest = line
-    pixels, keys, odd, error, version = rest
+    pixels, keys, odd, error, records, version = rest
     numbers = [int(text) for text in (size, mtime, frames, width, height, turn, keys, version)]
     size, mtime, frames, width, height, turn, keys, version = numbers
     if not error and (frames < 1 or width < 1 or height < 1):
         raise ValueError(f"{path} without frames")
     return ScannedClip(
         path, size, mtime, kind, frames, _fraction(fps), width, height, turn, codec, pixels, keys,
-        odd, error, version,
+        odd, error, records, version,
     )  # fmt: skip
 
 
@@ -441,8 +448,11 @@ def look(path: Path) -> dict[str, Any]:
     """Facts about one clip by their names in the table, or the entry `error` alone."""
     try:
         if path.is_dir():
-            info = pictures.probe(path)
-            return _facts(info) | {"key_frames": info.frames}
+            return _facts_of_stills(pictures.probe(path))
+        if arrays.is_array(path.name):
+            return _facts_of_stills(arrays.probe(path))
+        if path.suffix.lower() in RECORD_SUFFIXES:
+            return _facts_of_records(path)
         return facts_of_video(pyav_backend.header(path))
     except VideoReadError as error:
         return {"error": error.reason if error.path == path else str(error)}
@@ -456,6 +466,23 @@ def facts_of_video(header: pyav_backend.Header) -> dict[str, Any]:
         "key_frames": header.key_frames,
         "suspicious": decord_backend.unfit(header),
     }
+
+
+def _facts_of_stills(info: VideoInfo) -> dict[str, Any]:
+    return _facts(info) | {"key_frames": info.frames}
+
+
+def _facts_of_records(path: Path) -> dict[str, Any]:
+    lengths = record_lengths(path)
+    if not lengths:
+        raise VideoReadError(path, "no TFRecord file: its first record is damaged or cut off")
+    first = Record(str(path), 0, 0, "").load()
+    if not first.cameras:
+        raise VideoReadError(path, "its first record has no feature such as 0/image_main/encoded")
+    first = Record(str(path), 0, 0, first.cameras[0]).load()
+    frames, side = len(first), first.side
+    info = VideoInfo(frames, DEFAULT_FPS, side, side, False, "raw", "records")
+    return _facts_of_stills(info) | {"records": " ".join(map(str, lengths))}
 
 
 def _facts(info: VideoInfo) -> dict[str, Any]:
