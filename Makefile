@@ -5,7 +5,7 @@ TORCH  ?= $(or $(shell cat .venv/torch 2>/dev/null),$(shell grep '^torch==' cons
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean FORCE
+.PHONY: help install demo gallery test check bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +30,10 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 demo: install  ## draw puppets, train LIA on them for five minutes, animate held-out ones
 	$(BIN)/lightning fit --config experiments/lia_puppets.yaml
 	$(BIN)/lightning test --config experiments/lia_puppets.yaml --ckpt_path last
+
+gallery: install  ## train InMoDeGAN on puppets (under an hour), show all ways to generate videos
+	$(BIN)/lightning fit --config experiments/inmodegan_puppets.yaml --ckpt_path last
+	$(BIN)/python docs/gallery.py
 
 test: install  ## run the tests, in two processes
 	$(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term:skip-covered

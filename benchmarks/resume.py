@@ -71,6 +71,7 @@ MODELS = {
             "directions": 32,
             "width": 0.0625,
             "noise": "shared",
+            "video_kind": "2d",
             "speeds": [1, 2],
             "r1": 1.0,
             "discriminator_every": 4,

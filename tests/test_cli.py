@@ -69,6 +69,7 @@ def script(*words: str, timeout: float = 100) -> subprocess.CompletedProcess:
 
 
 # What is said of a line: the exit code, and words that the error has to contain.
+ROOT = Path(__file__).resolve().parent.parent
 MISTAKES = {
     "fit --config nosuch.yaml": ["config: File does not exist", "nosuch.yaml"],
     "fit": ["fit.data, fit.model", "--config experiments/"],

@@ -81,21 +81,27 @@ class MappingNetwork(nn.Sequential):
 class MotionNetwork(nn.Module):
     """Motion noise to magnitudes: a GRU that starts from w_0, then layers shared over time.
 
+    The GRU's states lie in (-1, 1), and so does its first, tanh w_0: with w_0 itself the first
+    step is many times larger than all that follow.
+
     Args:
         noise: Size M of the noise vector of one step.
         dim: Size D of w_0, which is also that of the GRU's state.
         directions: N.
         layers: Fully-connected layers after the GRU; all but the last are activated.
         init: Factor on the last layer's initial weights.
+        lr_mul: Factor on the learning rate of these layers, see `EqualLinear`.
     """
 
-    def __init__(self, noise: int, dim: int, directions: int, layers: int, init: float) -> None:
+    def __init__(
+        self, noise: int, dim: int, directions: int, layers: int, init: float, lr_mul: float
+    ) -> None:
         super().__init__()
         self.recurrent = nn.GRU(noise, dim, batch_first=True)
         self.hidden = nn.Sequential(
-            *(EqualLinear(dim, dim, activated=True) for _ in range(layers - 1))
+            *(EqualLinear(dim, dim, activated=True, lr_mul=lr_mul) for _ in range(layers - 1))
         )
-        self.magnitudes = EqualLinear(dim, directions)
+        self.magnitudes = EqualLinear(dim, directions, lr_mul=lr_mul)
         with torch.no_grad():
             self.magnitudes.weight.mul_(init)
 
@@ -103,7 +109,7 @@ class MotionNetwork(nn.Module):
         """w_0 (B, D) and noise (B, S, M) of S steps to magnitudes (B, S, N)."""
         if z.shape[1] == 0:
             return z.new_zeros(len(z), 0, len(self.magnitudes.bias))
-        states, _ = self.recurrent(z, w0[None].contiguous())
+        states, _ = self.recurrent(z, w0.tanh()[None].contiguous())
         return self.magnitudes(self.hidden(states))
 
 
@@ -231,6 +237,8 @@ class Generator(nn.Module):
         motion_layers: Layers of the motion network after its GRU (ours).
         motion_init: Factor on the initial weights of the last of them; small, so that training
             begins with videos that hardly move (ours).
+        motion_lr_mul: Factor on the learning rate of these layers (ours): their output adds up over
+            all steps, so that what they learn too fast carries every video away.
         noise: `none`, or `shared`: one noise map per layer for all frames of a clip (ours; a map
             for each frame would flicker).
         checkpointing: Compute the synthesis again in the backward pass: less memory, a third more
@@ -251,6 +259,7 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         motion_layers: int = 4,
         motion_init: float = 0.1,
+        motion_lr_mul: float = 0.1,
         noise: Noise = "none",
         checkpointing: bool = False,
     ) -> None:
@@ -276,13 +285,16 @@ class Generator(nn.Module):
             "motion_noise": motion_noise,
             "mapping_layers": mapping_layers,
             "motion_layers": motion_layers,
+            "motion_lr_mul": motion_lr_mul,
             "noise": noise,
         }
         self.size = size
         self.appearance_noise = appearance_noise
         self.motion_noise = motion_noise
         self.appearance = MappingNetwork(appearance_noise, dim, mapping_layers)
-        self.motion = MotionNetwork(motion_noise, dim, directions, motion_layers, motion_init)
+        self.motion = MotionNetwork(
+            motion_noise, dim, directions, motion_layers, motion_init, motion_lr_mul
+        )
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, noise, checkpointing)
         # The mean w_0 of training, towards which truncation pulls; the task keeps it up to date.
@@ -514,6 +526,8 @@ class Discriminators(nn.Module):
         width: Factor on the channels of all.
         kind: `3d` has 3-D kernels; `2d` sees the frames as channels of one image, which costs a
             fraction (ours: the paper does not say).
+        image_frames: Random frames of each clip that the image discriminator judges; the paper's
+            is 1, more (ours) teach a small batch of clips more about appearance.
 
     Raises:
         ValueError: If a speed leaves fewer than two frames, or is there twice.
@@ -526,8 +540,11 @@ class Discriminators(nn.Module):
         speeds: Sequence[int] = (1, 2, 4),
         width: float = 1.0,
         kind: VideoKind = "3d",
+        image_frames: int = 1,
     ) -> None:
         super().__init__()
+        if not 1 <= image_frames <= frames:
+            raise ValueError(f"image_frames={image_frames}: choose 1 to {frames}, a clip's frames")
         if not speeds or len(set(speeds)) < len(speeds):
             raise ValueError(f"speeds={list(speeds)}: give one or more, each once")
         for speed in speeds:
@@ -540,18 +557,19 @@ class Discriminators(nn.Module):
             raise ValueError(f"kind={kind!r}: choose '3d' or '2d'")
         self.frames = frames
         self.speeds = tuple(speeds)
+        self.image_frames = image_frames
         self.image = ImageDiscriminator(size, width)
         video = VideoDiscriminator if kind == "3d" else StackDiscriminator
         self.videos = nn.ModuleList(video(size, frames // speed, width) for speed in speeds)
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
-        """Judge one random frame of each clip, and each clip at every speed from a random start.
+        """Judge random frames of each clip, and each clip at every speed from a random start.
 
         Args:
             video: (B, T, 3, size, size) in [-1, 1].
 
         Returns:
-            Logits (B, 1) by name: `image`, and `video_<speed>`.
+            Logits by name: `image` (B image_frames, 1), and `video_<speed>` (B, 1).
 
         Raises:
             ValueError: For clips of another length.
@@ -560,8 +578,9 @@ class Discriminators(nn.Module):
         if frames != self.frames:
             raise ValueError(f"clips have {frames} frames: these discriminators take {self.frames}")
         rows = torch.arange(batch, device=video.device)
-        chosen = torch.randint(frames, (batch,), device=video.device)
-        logits = {"image": self.image(video[rows, chosen])}
+        order = torch.rand(batch, frames, device=video.device).argsort(dim=1)
+        chosen = video[rows[:, None], order[:, : self.image_frames]]
+        logits = {"image": self.image(chosen.flatten(0, 1))}
         for speed, discriminator in zip(self.speeds, self.videos, strict=True):
             seen = video
             if speed > 1:

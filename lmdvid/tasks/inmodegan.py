@@ -34,9 +34,11 @@ class InMoDeGAN(AdversarialTask):
         mapping_layers: Layers of the appearance network.
         motion_layers: Layers of the motion network after its GRU.
         motion_init: Factor on the initial weights of the last of them.
+        motion_lr_mul: Factor on their learning rate.
         noise: `none`, or `shared`: one noise map per layer for all frames of a clip.
         speeds: Of the pyramid: 1 sees every frame, 2 every second one, ...
         video_kind: `3d` kernels, or `2d`: a clip's frames as channels, at a fraction of the cost.
+        image_frames: Random frames of a clip that the image discriminator judges; the paper's is 1.
         checkpointing: Compute the synthesis again in the backward pass: less memory, a third more
             work.
         adversarial: Weight of the adversarial losses.
@@ -64,9 +66,11 @@ class InMoDeGAN(AdversarialTask):
         mapping_layers: int = 8,
         motion_layers: int = 4,
         motion_init: float = 0.1,
+        motion_lr_mul: float = 0.1,
         noise: Noise = "none",
         speeds: Sequence[int] = (1, 2, 4),
         video_kind: VideoKind = "3d",
+        image_frames: int = 1,
         checkpointing: bool = False,
         adversarial: float = 1.0,
         r1: float = 10.0,
@@ -91,12 +95,13 @@ class InMoDeGAN(AdversarialTask):
             mapping_layers,
             motion_layers,
             motion_init,
+            motion_lr_mul,
             noise,
             checkpointing,
         )
         super().__init__(
             generator=generator,
-            discriminator=Discriminators(size, frames, speeds, width, video_kind),
+            discriminator=Discriminators(size, frames, speeds, width, video_kind, image_frames),
             lr=lr,
             betas=betas,
             generator_every=generator_every,
