@@ -1,15 +1,21 @@
 """Time per frame of animation at 256 px on a CPU, against a plain form; memory of a long clip.
 
-    python benchmarks/animate.py [--rounds 5] [--frames 8]
+    python benchmarks/animate.py [--rounds 7] [--frames 4]
 
 The reference computes what the original script does, as it does it, a frame at a time: modulated
 convolutions as grouped ones with a weight for each sample, low-pass filters on feature maps
 reshaped to single channels, the dictionary's QR at every frame, and the source encoded again for
-every frame. Both run in turn, in one process, in float32, on the same random weights. First their
-pictures are compared: in float64, where rounding cannot hide a difference, and in float32.
+every frame. They run in turn, in one process, on the same random weights: the reference in float32,
+`Animator` in float32 and with its default settings. First their pictures are compared: in float64,
+where rounding cannot hide a difference, in float32, and float32 with the default dtype.
 
-The memory is what a process grows by, from the loaded network to its peak, while a 64 px network
-animates a clip of 3,000 frames from file to file. Writes benchmarks/results/animate.json.
+The floor is the time that the arithmetic of a frame takes at the rate of this machine's best
+convolution (3x3, 128 channels, 128 px, channels last), measured in the same process.
+
+The first frame is timed from the start of `lmdvid animate` to its end, for one driving picture and
+a small network. The memory is what a process grows by, from the loaded network to its peak, while
+a 64 px network animates a clip of 3,000 frames from file to file. Writes
+benchmarks/results/animate.json.
 """
 
 import argparse
@@ -20,19 +26,27 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `lmdvid animate` does; for all alike
 
 import torch
 import torch.nn.functional as F
 from demo import processor
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lmdvid.animate import Animator
 from lmdvid.networks.lia import Generator
+from lmdvid.pretrained import save_network
 from lmdvid.video import VideoWriter, write_image
 
 RESULT = Path(__file__).resolve().parent / "results" / "animate.json"
@@ -181,7 +195,40 @@ def memory(frames: int) -> float:
             return pool.apply(growth, (folder,))
 
 
-def seconds(work) -> float:
+def first_frame() -> float:
+    """Seconds that `lmdvid animate` takes from start to end for one small picture."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_network(Generator(64, width=0.25), folder / "small")
+        for picture in ("source.png", "driving.png"):
+            write_image(folder / picture, torch.randint(256, (64, 64, 3), dtype=torch.uint8))
+        command = [sys.executable, "-m", "lmdvid", "animate", "--device", "cpu"]
+        command += ["--source", "source.png", "--driving", "driving.png"]
+        command += ["--checkpoint", "small", "--output", "out.png"]
+        return seconds(lambda: subprocess.run(command, cwd=folder, check=True))
+
+
+def gigaflops() -> float:
+    """Arithmetic of one frame in the shared-weight form: encode the driver, render."""
+    with FakeTensorMode():  # shapes without values
+        network = Generator(SIZE).requires_grad_(False)
+        source = network.encode_source(torch.zeros(1, 3, SIZE, SIZE))
+        with FlopCounterMode(display=False) as counter:
+            codes = network.encode_motion(torch.zeros(1, 3, SIZE, SIZE))
+            network.render(source, codes, None, "absolute")
+    return counter.get_total_flops() / 1e9
+
+
+def rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of this machine's best convolution."""
+    layout = torch.channels_last
+    x = torch.randn(1, 128, 128, 128, dtype=dtype).to(memory_format=layout)
+    weight = torch.randn(128, 128, 3, 3, dtype=dtype).to(memory_format=layout)
+    times = [seconds(lambda: F.conv2d(x, weight, padding=1)) for _ in range(30)]
+    return 2 * 9 * 128**4 / min(times) / 1e9
+
+
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -190,10 +237,11 @@ def seconds(work) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--frames", type=int, default=8, help="frames a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=4, help="frames a round")
     parser.add_argument("--clip", type=int, default=3000, help="frames of the long clip")
     options = parser.parse_args()
+    starts = [first_frame() for _ in range(3)]
     grown = memory(options.clip)
 
     torch.manual_seed(0)
@@ -207,46 +255,70 @@ def main() -> None:
     closely = difference_of(network.float(), source, driving[:2])
     assert closely.mean() < CLOSE, f"in float32 the two differ by {closely.mean():.2e} on average"
 
-    animator, reference = Animator(network), Reference(network)
+    work = gigaflops()
+    animators = {"float32": Animator(network, torch.float32), "default": Animator(network)}
+    made = {name: a.animate(source, driving) for name, a in animators.items()}
+    default = (made["default"] - made["float32"]).abs()
+
+    reference = Reference(network)
     start = network.encode_motion(driving[:1])
+    # The steady state: the source was encoded, and every batch is full.
+    streams = {
+        name: animator.stream(source, (frame for _ in iter(int, 1) for frame in driving))
+        for name, animator in animators.items()
+    }
 
     def plain() -> Tensor:
         return torch.cat([reference(source[None], frame[None], start) for frame in driving])
 
-    # The steady state: the source was encoded, and every batch is full.
-    endless = animator.stream(source, (frame for _ in iter(int, 1) for frame in driving))
+    def ours(name: str) -> Tensor:
+        return torch.stack([next(streams[name]) for _ in range(options.frames)])
 
-    def ours() -> Tensor:
-        return torch.stack([next(endless) for _ in range(options.frames)])
+    contenders = {"reference": plain} | {n: lambda n=n: ours(n) for n in streams}
+    for contender in contenders.values():  # memory and caches are warm from here on
+        contender()
+    rounds = [{n: seconds(run) for n, run in contenders.items()} for _ in range(options.rounds)]
 
-    plain(), ours()  # memory and caches are warm from here on
-    rounds = [(seconds(plain), seconds(ours)) for _ in range(options.rounds)]
-    ratios = [theirs / mine for theirs, mine in rounds]
-    milliseconds = [
-        round(1000 * statistics.median(column) / options.frames, 1)
-        for column in zip(*rounds, strict=True)
-    ]
+    def figures(name: str) -> dict[str, object]:
+        dtype = animators[name].dtype
+        ratios = [round_["reference"] / round_[name] for round_ in rounds]
+        milliseconds = 1000 * statistics.median(r[name] for r in rounds) / options.frames
+        fastest = rate(dtype)
+        return {
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch_size": animators[name].batch_size,
+            "milliseconds_per_frame": round(milliseconds, 1),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_lowest": round(min(ratios), 2),
+            "ratio_highest": round(max(ratios), 2),
+            "convolution_gflops_per_second": round(fastest),
+            "floor_milliseconds_per_frame": round(1000 * work / fastest, 1),
+            "fraction_of_floor": round(1000 * work / fastest / milliseconds, 2),
+        }
+
+    milliseconds = 1000 * statistics.median(r["reference"] for r in rounds) / options.frames
     result = {
         "benchmark": "animate",
-        "setting": f"LIA, {SIZE} px, relative, float32, CPU, batches of {animator.batch_size}",
+        "setting": f"LIA, {SIZE} px, relative, CPU, random weights",
         "date": date.today().isoformat(),
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "gpu": None,
         },
         "versions": {p: version(p) for p in ("lmdvid", "torch")}
         | {"python": platform.python_version()},
         "rounds": options.rounds,
         "frames_per_round": options.frames,
-        "reference_milliseconds_per_frame": milliseconds[0],
-        "milliseconds_per_frame": milliseconds[1],
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_lowest": round(min(ratios), 2),
-        "ratio_highest": round(max(ratios), 2),
+        "gflop_per_frame": round(work, 1),
+        "reference_milliseconds_per_frame": round(milliseconds, 1),
+        **{name: figures(name) for name in animators},
         "difference_float64": {"largest": exactly.max().item(), "mean": exactly.mean().item()},
         "difference_float32": {"largest": closely.max().item(), "mean": closely.mean().item()},
+        "difference_default": {"largest": default.max().item(), "mean": default.mean().item()},
+        "first_frame_seconds": round(statistics.median(starts), 2),
         "long_clip": {"frames": options.clip, "size": 64, "memory_growth_mb": round(grown)},
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,13 @@ from data_modules.index import Clip, DataError
 from data_modules.sampling import ClipDataset, Sampling
 from lmdvid.video import (
     ARRAY_SUFFIXES,
-    FRAMING,
     RECORD_SUFFIXES,
     VIDEO_SUFFIXES,
     Backend,
     Record,
     ScannedClip,
-    VideoReadError,
     centre_square,
+    records,
     resize,
 )
 
@@ -148,20 +147,15 @@ class BAIR(VideoDataModule):
         """Make a clip of each record of a TFRecord file, or of the one clip that this is."""
         if facts.error or facts.kind != "records":
             return super().clips_of(key, path, facts)
-        clips, lost, offset = [], {}, 0
-        file, name = str(path), key.removesuffix(path.suffix)
         lengths = [int(length) for length in facts.records.split()]
-        for number, length in enumerate(lengths):
-            reader = Record(file, number, offset, self.camera)
-            place, key = f"{file}/{number}", f"{name}/{number}"
-            unfit = "records of raw pictures" if self._decoder else ""
-            clips.append(Clip(place, key, self.identity(key), 0, facts.frames, reader, unfit))
-            offset += length + FRAMING
-        if rest := facts.size - offset:
-            count = max(round(rest / (offset / len(lengths))), 1)
-            reason = f"record {len(lengths)}: its length is damaged, or the file ends within it"
-            if count > 1:
-                reason += f"; with it about {count - 1} records behind it are lost"
-            error = VideoReadError(path, reason)
-            lost = {f"{file}/{len(lengths) + number}": str(error) for number in range(count)}
+        found, errors = records(path, lengths, facts.size, self.camera)
+        name = key.removesuffix(path.suffix)
+        unfit = "records of raw pictures" if self._decoder else ""
+        clips = []
+        for number, record in enumerate(found):
+            key = f"{name}/{number}"
+            clips.append(
+                Clip(f"{path}/{number}", key, self.identity(key), 0, facts.frames, record, unfit)
+            )
+        lost = {f"{path}/{number}": str(error) for number, error in enumerate(errors, len(found))}
         return clips, lost

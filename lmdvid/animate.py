@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
+from lmdvid.ops.convolution import inference_dtype
+from lmdvid.ops.parallel import at_once
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -65,10 +67,13 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
-            On a CPU its weights are laid out channels last, which changes no value and is faster.
-        dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it.
-        batch_size: Driving frames per pass. None is 8, on a CPU fewer of larger frames: there what
-            stays in its caches is faster.
+            On a CPU its weights are laid out channels last, which changes no value and is faster,
+            and what convolutions make of them is kept: it takes about as much memory again.
+        dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
+            bfloat16 on a CPU with instructions for it, and float32 everywhere else.
+        batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
+            before the next is taken. None is 8, on a CPU fewer of larger frames, one of 256 px for
+            each of its threads: there what stays in the caches is faster.
     """
 
     def __init__(
@@ -82,9 +87,9 @@ class Animator:
         if self.device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
-        self.dtype = dtype or torch.float32
+        self.dtype = dtype or inference_dtype(self.device)
         if batch_size is None:
-            fitting = (256 // self.size) ** 2 if self.device.type == "cpu" else 8
+            fitting = (256 // self.size) ** 2 * self._parts() if self.device.type == "cpu" else 8
             batch_size = max(1, min(8, fitting))
         self.batch_size = batch_size
 
@@ -101,7 +106,7 @@ class Animator:
         Args:
             path: Folder with `config.json` and `model.safetensors`, or a `.ckpt` file.
             device: `cpu`, `cuda`, `mps`, ...
-            dtype: None is float32.
+            dtype: See `Animator`.
             batch_size: Driving frames per pass; see `Animator`.
 
         Raises:
@@ -207,18 +212,30 @@ class Animator:
         self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], mode: Mode, magnitude: float
     ) -> Iterator[tuple[Tensor, ...]]:
         """Each subject moved by each frame, which is encoded once for all of them."""
-        first = None
+
+        def encode(part: Tensor) -> Tensor:
+            with self._inference():
+                return self.network.encode_motion(part.to(self.device))
+
+        def render(codes: Tensor) -> list[Tensor]:
+            with self._inference():
+                return [
+                    self.network.render(s.encoded, codes, reference, mode).float()
+                    for s, reference in zip(subjects, references, strict=True)
+                ]
+
+        references: list[Tensor] = []
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            with self._inference():
-                codes = self.network.encode_motion(torch.stack(batch).to(self.device))
-                codes = magnitude * codes
-                first = codes[:1] if first is None else first
-                made = [
-                    self.network.render(s.encoded, codes, s.reference(first), mode).float()
-                    for s in subjects
-                ]
-            yield from zip(*made, strict=True)
+            parts = torch.stack(batch).chunk(self._parts())
+            codes = magnitude * torch.cat(at_once(encode, parts))
+            references = references or [s.reference(codes[:1]) for s in subjects]
+            for made in at_once(render, codes.split([len(part) for part in parts])):
+                yield from zip(*made, strict=True)
+
+    def _parts(self) -> int:
+        """Into how many parts a batch is divided, which are computed at the same time."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def animate_file(
         self,
@@ -313,8 +330,9 @@ class Animator:
                 columns.append(self._column(subjects, _at_pace(frames, pace), chosen, magnitude))
             moments = _together(columns)
             if progress:
+                title = f"animate ({self.device.type}, {str(self.dtype).removeprefix('torch.')})"
                 total = max(math.ceil(i.frames * p) for i, p in zip(infos, paces, strict=True))
-                moments = running.enter_context(closing(_with_progress(moments, total)))
+                moments = running.enter_context(closing(_with_progress(moments, total, title)))
 
             if output.suffix.lower() == ".npz":
                 _save_npz(output, (made.cpu().numpy() for ((_, (made,)),) in moments), lead.fps)
@@ -351,7 +369,7 @@ def animate_file(
     fit: Fit = "crop",
     batch_size: int | None = None,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     audio: bool = True,
     progress: bool = True,
     *,
@@ -366,9 +384,8 @@ def animate_file(
     `device` may be `auto`, see `choose_device`. The other arguments are those of
     `Animator.from_pretrained` and `Animator.animate_file`.
     """
-    animator = Animator.from_pretrained(
-        checkpoint, choose_device(device), getattr(torch, dtype), batch_size
-    )
+    chosen = None if dtype is None else getattr(torch, dtype)
+    animator = Animator.from_pretrained(checkpoint, choose_device(device), chosen, batch_size)
     return animator.animate_file(
         source,
         driving,
@@ -548,12 +565,12 @@ def _save_npz(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
         part.unlink(missing_ok=True)
 
 
-def _with_progress(frames: Iterator[T], total: int) -> Generator[T]:
+def _with_progress(frames: Iterator[T], total: int, title: str) -> Generator[T]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     rate = TextColumn("{task.fields[rate]:.1f} frames/s")
-    with Progress("animate", BarColumn(), MofNCompleteColumn(), rate) as bar:
-        task = bar.add_task("animate", total=total, rate=0.0)
+    with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), rate) as bar:
+        task = bar.add_task(title, total=total, rate=0.0)
         start = time.perf_counter()
         for count, frame in enumerate(frames, 1):
             bar.update(task, completed=count, rate=count / (time.perf_counter() - start))

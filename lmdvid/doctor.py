@@ -15,6 +15,7 @@ from fractions import Fraction
 from importlib import import_module
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
+from typing import Any
 
 ENCODERS = {"libx264": "mp4", "aac": "sound", "gif": "gif"}
 
@@ -149,6 +150,7 @@ def accelerators() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("mps", "available")
     yield Finding("cpu", f"{torch.get_num_threads()} threads")
+    yield from _animation(torch)
     if vision := _installed("torchvision"):
         try:
             import_module("torchvision")
@@ -156,6 +158,20 @@ def accelerators() -> Iterator[Finding]:
             text = f"{vision} does not fit torch {torch.__version__}: {_first_line(error)}"
             advice = "pip uninstall torchvision   (lmdvid does not use it; Lightning imports it)"
             yield Finding("torchvision", text, False, advice)
+
+
+def _animation(torch: Any) -> Iterator[Finding]:
+    """What animation on the CPU computes in, and whether it prepares its weights."""
+    try:
+        convolution = import_module("lmdvid.ops.convolution")
+    except Exception as error:  # as above
+        yield Finding("lmdvid.ops", f"cannot be imported: {_first_line(error)}", False, _TORCH)
+        return
+    dtype = convolution.inference_dtype(torch.device("cpu"))
+    obstacle = convolution.obstacle(dtype)
+    weights = "prepared once" if obstacle is None else f"prepared at every frame: {obstacle}"
+    text = f"computes in {str(dtype).removeprefix('torch.')}, weights {weights}"
+    yield Finding("animation on the cpu", text)
 
 
 _TORCH = "install the build of torch for this machine: https://pytorch.org/get-started/locally"

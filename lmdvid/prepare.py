@@ -1,38 +1,39 @@
 """Re-encode clips so that training reads them fast: small, with many key frames, no B-frames.
 
-Every clip is encoded in another process, since what FFmpeg makes of a damaged file is not ours to
-know. Such a process gets one clip a line on its standard input; run as a module this file is that
-process. It ends when the one that started it is gone, however that ended.
+Clips are whole videos, or parts of them in time and space. Each video is decoded once, for all
+clips out of it, in another process, which a damaged file may crash or hang. Run as a module this
+file is that process.
 """
 
 import gc
 import json
 import os
-import signal
-import subprocess
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import cache, partial
 from pathlib import Path
-from queue import SimpleQueue
 from shutil import rmtree
-from tempfile import TemporaryFile
-from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, Literal, cast, get_args
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 from uuid import uuid4
 
-from lmdvid.video import VIDEO_SUFFIXES, VideoReadError
+from lmdvid.video import VIDEO_SUFFIXES, Cut, Record, VideoInfo, VideoReadError, workers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Fit = Literal["crop", "pad", "keep"]
+    from lmdvid.video import VideoWriter
+
+Fit = Literal["crop", "pad", "stretch", "keep"]
 
 _RECORD = ".lmdvid_prepared.jsonl"  # one line for each file that was made here
 _PARTS = ".lmdvid_parts"  # what is being written
 _FAILURES = "prepare_failed.txt"
+_NEWS_EVERY = 1.0  # seconds
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
 
 
@@ -47,8 +48,8 @@ class Settings:
     Attributes:
         size: side in pixels, even.
         fit: `crop` to the central square, as data modules do with what they read, or `pad` to a
-            square by repeating the edge pixels, each then resized to `size`; `keep` resizes the
-            shorter side to `size` and keeps the shape.
+            square by repeating the edge pixels, each then resized to `size`; `stretch` resizes to a
+            square what is none; `keep` resizes the shorter side to `size` and keeps the shape.
         crf: quality of x264, 18 is hardly seen, 0 the best, 51 the worst.
         version: of the way they are encoded.
     """
@@ -71,6 +72,8 @@ class Settings:
         from lmdvid.video import centre_square, resize
 
         height, width = frame.shape[:2]
+        if self.fit == "stretch":
+            return resize(frame[None], self.size)[0]
         if self.fit != "keep":
             return resize(centre_square(frame[None], self.fit), self.size)[0]
         scale = self.size / min(height, width)
@@ -103,16 +106,12 @@ def prepare_clips(
     settings: Settings | None = None,
     jobs: int | None = None,
     progress: bool = False,
+    timeout: float = 60.0,
 ) -> Prepared:
-    """Encode clips as H.264 with a key frame every 12 frames and no B-frames.
+    """Encode whole clips.
 
-    Every frame is kept, and the frame rate exactly; where the rate varies, frames follow each
-    other at its mean. Folders of pictures become videos of 25 frames per second. Sound is left out.
-    A clip `train/a.avi`, or a folder of pictures `train/a`, becomes `train/a.mp4`.
-
-    What is there already is kept if it was made here from the same source, by size and time of
-    change, with the same settings. Files appear when they are complete, so that a run that was
-    ended by whatever goes on where it stopped.
+    Every frame is kept. A clip `train/a.avi`, or a folder of pictures `train/a`, becomes
+    `train/a.mp4`.
 
     Args:
         clips: names with `/` between folders, and paths.
@@ -121,75 +120,190 @@ def prepare_clips(
         settings: how to encode.
         jobs: processes; as many as cores where None.
         progress: show a bar.
+        timeout: see `prepare_cuts`.
 
     Raises:
         PrepareError: The folders contain each other, or another run is writing to `output`.
     """
-    source, output, settings = Path(source), Path(output), settings or Settings()
-    _check_apart(source, output)
-    output.mkdir(parents=True, exist_ok=True)
-    with _locked(output):
-        return _prepare(clips, output, settings, jobs or _cores(), progress)
+    names = _names(clips)
+    tasks = [_Task(key, names[key], Cut(path)) for key, path in clips.items()]
+    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
 
 
-def _prepare(
-    clips: Mapping[str, Path], output: Path, settings: Settings, jobs: int, progress: bool
+def prepare_cuts(
+    cuts: Mapping[str, Cut],
+    source: str | Path,
+    output: str | Path,
+    settings: Settings | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
+    timeout: float = 60.0,
 ) -> Prepared:
-    record, leftovers = output / _RECORD, output / _PARTS
-    rmtree(leftovers, ignore_errors=True)
-    # Of this run alone: processes of one that was killed may still be at their last clip.
-    parts = leftovers / uuid4().hex
-    parts.mkdir(parents=True)
-    done, names = _load(record), _names(clips)
-    result = Prepared(strangers=sorted({*done} - {*names.values()}))
-    tasks: deque[_Task] = deque()
-    for number, (key, path) in enumerate(clips.items()):
-        target = output / names[key]
-        try:
-            facts = _facts(path) | asdict(settings)
-        except OSError as error:
-            result.failed[key] = f"cannot read {path}: {str(error.strerror).lower()}"
-            continue
-        known = done.get(names[key])
-        if known is None and os.path.lexists(target):
-            result.failed[key] = f"{target} is there, but was not made by this: move it away"
-        elif known is not None and _is_done(known, facts, target):
-            result.kept.append(key)
-        else:
-            tasks.append(_Task(key, names[key], path, parts / f"{number}.mp4", facts))
-    with record.open("a") as lines, _bar(len(tasks), progress) as advance:
-        for task, reason in _encoded(tasks, settings, jobs):
-            if reason is None:
-                target = output / task.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Noted first: a file without a note is somebody else's, a note without the file
-                # only means to make it again.
-                written = {"bytes": task.part.stat().st_size}
-                lines.write(json.dumps({"name": task.name} | task.facts | written) + "\n")
-                lines.flush()
-                os.replace(task.part, target)
-                result.made.append(task.key)
-            else:
-                result.failed[task.key] = reason
-            advance()
-    rmtree(leftovers, ignore_errors=True)
-    report = output / _FAILURES
-    if result.failed:
-        lines = "".join(f"{key}: {why}\n" for key, why in sorted(result.failed.items()))
-        report.write_text(lines, encoding="utf-8", errors="surrogateescape")
-        result.report = report
-    else:
-        report.unlink(missing_ok=True)
-    return result
+    """Encode parts of clips as H.264 with a key frame every 12 frames and no B-frames.
+
+    Every frame of a part is kept, and the frame rate exactly; where the rate varies, frames follow
+    each other at its mean. Pictures, arrays and records become videos of 25 frames per second.
+    Sound is left out.
+
+    What is there already is kept if it was made here from the same source, by size and time of
+    change, with the same settings. Files appear when they are complete, so that a run that was
+    ended by whatever goes on where it stopped.
+
+    Args:
+        cuts: for each file to make, its name with `/` between folders, and what is to be in it.
+            A name that does not end with `.mp4` is that of a folder of png pictures.
+        source: the folder that the originals are in, which is only read.
+        output: the folder to write to.
+        settings: how to encode.
+        jobs: processes; as many as cores where None.
+        progress: show a bar.
+        timeout: seconds for which FFmpeg may give no frame of a file before that counts as hanging;
+            one more for every 10 MB of it.
+
+    Raises:
+        PrepareError: The folders contain each other, or another run is writing to `output`.
+    """
+    tasks = [_Task(name, name, cut) for name, cut in cuts.items()]
+    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
 
 
 @dataclass(frozen=True)
 class _Task:
     key: str
     name: str
-    path: Path
-    part: Path
-    facts: dict[str, Any]
+    cut: Cut
+
+
+def _prepare(
+    tasks: Sequence[_Task],
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    jobs: int | None,
+    progress: bool,
+    timeout: float,
+) -> Prepared:
+    source, output = Path(source), Path(output)
+    _check_apart(source, output)
+    output.mkdir(parents=True, exist_ok=True)
+    with _locked(output):
+        leftovers = output / _PARTS
+        rmtree(leftovers, ignore_errors=True)
+        result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
+        rmtree(leftovers, ignore_errors=True)
+    result.report = write_list(
+        output / _FAILURES, [f"{key}: {why}" for key, why in sorted(result.failed.items())]
+    )
+    return result
+
+
+def write_list(path: Path, lines: Sequence[str]) -> Path | None:
+    """Write lines into a file; without lines there is none, and None is returned."""
+    if not lines:
+        path.unlink(missing_ok=True)
+        return None
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    return path
+
+
+def _make(
+    tasks: Sequence[_Task],
+    output: Path,
+    settings: Settings,
+    jobs: int,
+    progress: bool,
+    timeout: float,
+) -> Prepared:
+    # Of this run alone: processes of one that was killed may still be at their last clip.
+    parts = output / _PARTS / uuid4().hex
+    parts.mkdir(parents=True)
+    record = output / _RECORD
+    done = _load(record)
+    result = Prepared(strangers=sorted({*done} - {task.name for task in tasks}))
+    facts_of = cache(_facts)
+    # Of each video the clips to make, each with the facts to note.
+    videos: dict[tuple[Path, Record | None], list[tuple[_Task, dict[str, Any]]]] = {}
+    for task in tasks:
+        target = output / task.name
+        try:
+            facts = facts_of(task.cut.path) | asdict(settings) | _facts_of_cut(task.cut)
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            result.failed[task.key] = f"cannot read {task.cut.path}: {reason}"
+            continue
+        known = done.get(task.name)
+        if known is None and os.path.lexists(target):
+            result.failed[task.key] = f"{target} is there, but was not made by this: move it away"
+        elif known is not None and _is_done(known, facts, target):
+            result.kept.append(task.key)
+        else:
+            videos.setdefault((task.cut.path, task.cut.record), []).append((task, facts))
+    waiting = list(videos.values())
+    questions = [_question(number, clips, parts, timeout) for number, clips in enumerate(waiting)]
+    answers = workers.ask(
+        questions,
+        "lmdvid.prepare",
+        [json.dumps(asdict(settings))],
+        processes=jobs,
+        failure="clips cannot be encoded",
+    )
+    total = sum(map(len, waiting))
+    left = [{*range(len(clips))} for clips in waiting]
+    with record.open("a") as lines, closing(answers), _bar(total, progress) as advance:
+        for number, answer in answers:
+            if isinstance(answer, workers.Ended):
+                path = waiting[number][0][0].cut.path
+                reason = (
+                    f"{path} crashes the encoder ({answer.cause})"
+                    if answer.cause
+                    else f"cannot read {path}: no frame came within {answer.limit:.0f} s"
+                )
+                ended = [(place, reason) for place in sorted(left[number])]
+            else:
+                ended = [answer]
+            for place, reason in ended:
+                left[number].discard(place)
+                task, facts = waiting[number][place]
+                if reason is None:
+                    part = _part(parts, number, place, task.name)
+                    # Noted first: a file without a note is somebody else's, a note without the
+                    # file only means to make it again.
+                    note = {"name": task.name} | facts | {"bytes": _bytes(part)}
+                    lines.write(json.dumps(note) + "\n")
+                    lines.flush()
+                    _put(part, output / task.name)
+                    result.made.append(task.key)
+                else:
+                    result.failed[task.key] = reason
+                advance()
+    return result
+
+
+def _part(parts: Path, number: int, place: int, name: str) -> Path:
+    return parts / f"{number}_{place}{'.mp4' if name.endswith('.mp4') else ''}"
+
+
+def _put(part: Path, target: Path) -> None:
+    """Give what is complete its name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():  # a folder is not replaced; one made with other settings goes
+        target.rename(part.with_name(f"{part.name}_before"))
+    os.replace(part, target)
+
+
+def _question(
+    number: int, clips: Sequence[tuple[_Task, dict[str, Any]]], parts: Path, timeout: float
+) -> tuple[Any, float]:
+    """What a process is asked about a video, and for how long it may be silent."""
+    cut, facts = clips[0][0].cut, clips[0][1]
+    source = {"path": str(cut.path), "record": cut.record and asdict(cut.record)}
+    wanted = [
+        _facts_of_cut(task.cut) | {"part": str(_part(parts, number, place, task.name))}
+        for place, (task, _) in enumerate(clips)
+    ]
+    size = 0 if cut.record else facts["source_bytes"]
+    return [source, wanted], workers.patience(size, timeout)
 
 
 def _names(clips: Mapping[str, Path]) -> dict[str, str]:
@@ -218,9 +332,29 @@ def _facts(path: Path) -> dict[str, int]:
     }
 
 
+def _facts_of_cut(cut: Cut) -> dict[str, Any]:
+    """What is cut out of it, as plain data; nothing for all of it."""
+    facts: dict[str, Any] = {}
+    if cut.span is not None:
+        facts["span"] = [*cut.span]
+        facts["fps"] = None if cut.fps is None else str(cut.fps)
+    if cut.box is not None:
+        facts["box"] = [*cut.box]
+        facts["box_of"] = None if cut.size is None else [*cut.size]
+    if cut.record is not None:
+        facts["record"] = [cut.record.number, cut.record.camera]
+    return facts
+
+
+def _bytes(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
 def _is_done(known: dict[str, Any], facts: dict[str, Any], target: Path) -> bool:
     try:
-        return known == facts | {"name": known["name"], "bytes": target.stat().st_size}
+        return known == facts | {"name": known["name"], "bytes": _bytes(target)}
     except OSError:
         return False
 
@@ -279,112 +413,150 @@ def _bar(total: int, shown: bool):
         yield lambda: bar.advance(task)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # The processes
 
 
-def _encoded(
-    tasks: "deque[_Task]", settings: Settings, jobs: int
-) -> Iterator[tuple[_Task, str | None]]:
-    """Each task with the reason why it failed, or None, in the order in which they end."""
-    total, done = len(tasks), SimpleQueue()
-    children: set[subprocess.Popen] = set()
-    for _ in range(min(jobs, total)):
-        arguments = (tasks, settings, done, children)
-        Thread(target=_serve, args=arguments, daemon=True).start()
-    try:
-        for _ in range(total):
-            answer = done.get()
-            if isinstance(answer, BaseException):
-                raise answer
-            yield answer
-    finally:
-        tasks.clear()
-        for child in list(children):
-            child.kill()
-            child.wait()
+class _Clip:
+    """A clip that is being made, of some frames of a video."""
+
+    def __init__(self, cut: Cut, target: Path, info: VideoInfo, times: Sequence[Fraction] | None):
+        self.whole = cut.span is None
+        self.frames = cut.frames(info, times)
+        self.box = cut.pixels(info.width, info.height)
+        self.target, self.fps = target, info.fps
+        self.writer: VideoWriter | _Pictures | None = None
+
+    def write(self, frame: "Tensor", settings: Settings) -> None:
+        from lmdvid.video import VideoWriter
+
+        if self.writer is None:
+            writer = _Pictures(self.target)
+            if self.target.suffix == ".mp4":
+                writer = VideoWriter(self.target, self.fps, crf=settings.crf, options=_ENCODING)
+            self.writer = writer.__enter__()
+        left, top, right, bottom = self.box
+        self.writer.write(settings.apply(frame[top:bottom, left:right]))
+
+    def close(self, error: Exception | None = None) -> None:
+        if self.writer is not None:
+            self.writer.__exit__(error and type(error), error, None)
 
 
-def _serve(
-    tasks: "deque[_Task]", settings: Settings, done: SimpleQueue, children: set[subprocess.Popen]
-) -> None:
-    child = None
-    try:
-        while tasks:
-            try:
-                task = tasks.popleft()
-            except IndexError:  # another thread was quicker
-                break
-            if child is None:
-                child = _start(settings)
-                children.add(child)
-            questions, answers = cast("IO[bytes]", child.stdin), cast("IO[bytes]", child.stdout)
-            with suppress(OSError):  # it ended before it read the question
-                questions.write(json.dumps([str(task.path), str(task.part)]).encode() + b"\n")
-                questions.flush()
-            if line := answers.readline():
-                done.put((task, json.loads(line)))
-            else:
-                child.communicate()
-                reason = f"{task.path} crashes the encoder ({_cause(child.returncode)})"
-                children.discard(child)
-                child = None
-                done.put((task, reason))
-    except BaseException as error:  # whoever waits for the answers raises it
-        done.put(error)
-    finally:
-        if child is not None:
-            child.communicate()  # closes its input, which ends it
-            children.discard(child)
+class _Pictures:
+    """Frames as `0.png`, `1.png`, ... in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.frames = folder, 0
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
+        return self
+
+    def write(self, frame: "Tensor") -> None:
+        from lmdvid.video import write_image
+
+        write_image(self.folder / f"{self.frames}.png", frame)
+        self.frames += 1
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            rmtree(self.folder)
 
 
-def _start(settings: Settings) -> subprocess.Popen:
-    # What this process can import, the other one can, too.
-    modules = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-    with TemporaryFile() as messages:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lmdvid.prepare", json.dumps(asdict(settings))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            env={**os.environ, "PYTHONPATH": modules},
-        )
-        if not cast("IO[bytes]", child.stdout).readline():
-            child.communicate()
-            messages.seek(0)
-            reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"clips cannot be encoded: {''.join(reason)}")
-    return child
+def encode(
+    cuts: Sequence[tuple[Cut, Path]], settings: Settings
+) -> Iterator[tuple[int, str | None] | None]:
+    """Encode clips out of one video in this process, which decodes it once.
 
+    Args:
+        cuts: parts of the same video or record, and the file to make of each.
+        settings: how to encode.
 
-def _cause(code: int) -> str:
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"exit code {code}"
-
-
-def encode_clip(path: Path, target: Path, settings: Settings) -> None:
-    """Encode one clip in this process.
-
-    Raises:
-        VideoReadError: It cannot be read, or not all of its frames can.
+    Yields:
+        The place of a clip in `cuts` as it is done, and None, or the reason why it cannot be made;
+        and None about once a second, as a sign of life.
     """
-    from lmdvid.video import VideoWriter, probe, stream_frames
+    path, left = cuts[0][0].path, dict.fromkeys(range(len(cuts)))
+    clips: dict[int, _Clip] = {}
 
-    info = probe(path)
-    with VideoWriter(target, info.fps, crf=settings.crf, options=_ENCODING) as writer:
-        for frame in stream_frames(path):
-            writer.write(settings.apply(frame))
-        if writer.frames != info.frames:
-            raise VideoReadError(path, f"{writer.frames} of its {info.frames} frames decode")
+    def end(place: int, reason: str | None) -> tuple[int, str | None]:
+        del left[place]
+        clips.pop(place, None)
+        return place, reason
+
+    try:
+        info, times, stream = _open(cuts)
+        for place, (cut, target) in enumerate(cuts):
+            try:
+                clips[place] = _Clip(cut, target, info, times)
+            except VideoReadError as error:
+                yield end(place, str(error))
+        count, news = 0, monotonic() + _NEWS_EVERY
+        for count, frame in enumerate(stream if clips else (), 1):
+            shown = [place for place, clip in clips.items() if count - 1 in clip.frames]
+            picture = frame() if shown else None
+            for place in shown:
+                clips[place].write(cast("Tensor", picture), settings)
+                if count == clips[place].frames.stop and not clips[place].whole:
+                    clips[place].close()
+                    yield end(place, None)
+            if not clips:
+                break
+            if monotonic() > news:
+                yield None
+                news = monotonic() + _NEWS_EVERY
+        for place, clip in list(clips.items()):
+            if not clip.whole or count != info.frames:
+                raise VideoReadError(path, f"{count} of its {info.frames} frames decode")
+            clip.close()
+            yield end(place, None)
+    except Exception as error:  # one video is not to end the others
+        reason = str(error)
+        if not isinstance(error, VideoReadError):
+            reason = f"cannot encode {path}: {type(error).__name__}: {error}"
+        for place in list(left):
+            if place in clips:
+                clips[place].close(error)
+            yield end(place, reason)
+
+
+def _open(
+    cuts: Sequence[tuple[Cut, Path]],
+) -> tuple[VideoInfo, list[Fraction] | None, Iterator[Callable[[], "Tensor"]]]:
+    """Facts, times where the rate varies and they matter, and the frames."""
+    from lmdvid.video import frame_times, probe, stream_lazily
+
+    first = cuts[0][0]
+    if first.record is not None:
+        example = first.record.load()
+        frames = example.frames(range(len(example)))
+        return example.info, None, (partial(frames.__getitem__, n) for n in range(len(example)))
+    timed = any(cut.fps is not None for cut, _ in cuts)
+    times = frame_times(first.path) if timed else None
+    return probe(first.path), times, stream_lazily(first.path)
 
 
 def _even(length: float) -> int:
     return max(2 * round(length / 2), 2)
+
+
+def _replies(question: Any) -> Iterator[tuple[int, str | None] | None]:
+    """Encode what a line of the one who asks describes; see `workers.answer`."""
+    source, wanted = question
+    record = source["record"] and Record(**source["record"])
+    cuts = []
+    for facts in wanted:
+        fps, size = facts.get("fps"), facts.get("box_of")
+        cut = Cut(
+            Path(source["path"]),
+            span=tuple(facts["span"]) if "span" in facts else None,
+            fps=Fraction(fps) if fps else None,
+            box=tuple(facts["box"]) if "box" in facts else None,
+            size=tuple(size) if size else None,
+            record=record or None,
+        )
+        cuts.append((cut, Path(facts["part"])))
+    return encode(cuts, Settings(**json.loads(sys.argv[1])))
 
 
 def _work() -> None:
@@ -392,22 +564,8 @@ def _work() -> None:
 
     torch.set_num_threads(1)  # there are as many processes as cores
     gc.freeze()  # the writer collects garbage after every file: spare it all that is loaded
-    settings = Settings(**json.loads(sys.argv[1]))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        path, part = map(Path, json.loads(line))
-        try:
-            encode_clip(path, part, settings)
-            reason = None
-        except VideoReadError as error:
-            reason = str(error)
-        except Exception as error:  # one clip is not to end the others
-            reason = f"cannot encode {path}: {type(error).__name__}: {error}"
-        print(json.dumps(reason), file=answers, flush=True)
+    workers.answer(_replies)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the one who asks, too
     _work()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -112,8 +113,8 @@ def test_the_callers_iterator_is_left_alone(checkpoint):
 def test_loading_inside_inference_mode(checkpoint):
     source, driving = torch.rand(3, 32, 32), torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        inside = Animator.from_pretrained(checkpoint).animate(source, driving)
-    outside = Animator.from_pretrained(checkpoint).animate(source, driving)
+        inside = Animator.from_pretrained(checkpoint, dtype=torch.float32).animate(source, driving)
+    outside = Animator.from_pretrained(checkpoint, dtype=torch.float32).animate(source, driving)
     torch.testing.assert_close(inside, outside)
 
 
@@ -133,12 +134,55 @@ def test_streams_are_taken_a_batch_at_a_time(checkpoint):
     assert taken == 8
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_frames_do_not_depend_on_the_threads(checkpoint, request, threads):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    source, driving = torch.rand(3, 32, 32), torch.rand(7, 3, 32, 32)
+    animator = Animator.from_pretrained(checkpoint, dtype=torch.float32, batch_size=5)
+    torch.set_num_threads(1)
+    expected = animator.animate(source, driving)
+    torch.set_num_threads(threads)
+    made = animator.animate(source, driving)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert not made.requires_grad
+
+
+def test_frames_before_damage_come_out_with_threads(checkpoint, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+
+    def frames():
+        yield from torch.rand(4, 3, 32, 32)
+        raise OSError("damaged")
+
+    animator = Animator.from_pretrained(checkpoint, batch_size=2)
+    stream = animator.stream(torch.rand(3, 32, 32), frames())
+    assert len([next(stream) for _ in range(4)]) == 4
+    with pytest.raises(OSError, match="damaged"):
+        next(stream)
+
+
 def test_bfloat16_is_close(checkpoint):
     source, driving = torch.rand(3, 32, 32), torch.rand(3, 3, 32, 32)
-    exact = Animator.from_pretrained(checkpoint).animate(source, driving, "absolute")
+    exact = Animator.from_pretrained(checkpoint, dtype=torch.float32)
+    exact = exact.animate(source, driving, "absolute")
     half = Animator.from_pretrained(checkpoint, dtype=torch.bfloat16)
     difference = (half.animate(source, driving, "absolute") - exact).abs().mean()
     assert 0 < difference < 0.03 * exact.std()
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_the_number_format_follows_the_processor(
+    checkpoint, clip, monkeypatch, capsys, instructions
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    expected = torch.float32
+    if instructions and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        expected = torch.bfloat16
+    assert Animator.from_pretrained(checkpoint).dtype == expected
+    assert Animator.from_pretrained(checkpoint, dtype=torch.float32).dtype == torch.float32
+    animate_file(clip / "face.png", clip / "driving.mp4", checkpoint, clip / "x.mp4", device="cpu")
+    assert f"animate (cpu, {str(expected).removeprefix('torch.')})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
@@ -221,7 +265,7 @@ def test_wrong_shapes_and_types_are_named(checkpoint):
 
 
 def test_directions_mix_and_magnitude_scales(checkpoint):
-    animator = Animator.from_pretrained(checkpoint, batch_size=2)
+    animator = Animator.from_pretrained(checkpoint, dtype=torch.float32, batch_size=2)
     source, driving = torch.rand(3, 32, 32), torch.rand(5, 3, 32, 32)
     network = animator.network
     with torch.no_grad():
@@ -245,7 +289,8 @@ def test_one_picture_gives_the_directions_that_are_named(checkpoint, clip):
     """The others stay the source's own."""
     write_image(clip / "other.png", (torch.rand(32, 32, 3) * 255).to(torch.uint8))
     arguments = (clip / "face.png", clip / "other.png", checkpoint, clip / "out.npz")
-    animate_file(*arguments, absolute_directions=[1], device="cpu", progress=False)
+    options = {"device": "cpu", "dtype": "float32", "progress": False}
+    animate_file(*arguments, absolute_directions=[1], **options)
     network = Animator.from_pretrained(checkpoint).network
     source, driver = (
         to_float(resize(centre_square(read_clip(clip / name, [0])), 32))

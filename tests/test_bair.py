@@ -14,12 +14,12 @@ from test_data_modules import batches, keys, ready
 from data_modules.bair import BAIR
 from data_modules.base import DataError
 from lmdvid.video import (
-    FRAMING,
     Record,
     VideoReadError,
     probe,
     read_clip,
     record_lengths,
+    records,
     scan_clips,
     stream_frames,
     tfrecord,
@@ -117,7 +117,7 @@ def test_errors_name_file_and_record(tmp_path):
         with pytest.raises(VideoReadError, match=rf"record {number}: {reason}"):
             others[number - 1].load()
     with pytest.raises(VideoReadError, match=r"record 0: it has no .*cameras in it: image_aux1"):
-        Record(str(path), 0, 0, "image_aux2").load().side  # noqa: B018
+        Record(str(path), 0, 0, "image_aux2").load().info  # noqa: B018
     for place, reason in (
         (places[1] - 1, "the CRC of its data is wrong"),
         (200, "the CRC of its data is wrong"),
@@ -145,14 +145,15 @@ def test_256_sequences_take_less_than_a_second(tmp_path):
     took = []
     for _ in range(3):
         begun = time.perf_counter()
-        offsets = np.cumsum([0, *(length + FRAMING for length in record_lengths(path))])
+        found, lost = records(path, record_lengths(path), path.stat().st_size, "image_aux1")
         total = 0
-        for number, offset in enumerate(offsets[:-1].tolist()):
-            example = Record(str(path), number, offset, "image_aux1").load()
+        for place in found:
+            example = place.load()
             total += len(example.frames(range(30)))
             total += len(example.floats("action", range(30)))
         took.append(time.perf_counter() - begun)
-    assert offsets.tolist() == places
+    assert [place.offset for place in found] == places[:-1]
+    assert not lost
     assert total == 256 * 60
     assert min(took) < 1
 
@@ -243,7 +244,7 @@ def test_a_very_long_index_is_kept(tmp_path):
 
 def test_a_flipped_bit_leaves_out_its_sequence_and_is_named(root, caplog):
     path = root / "train/traj_0_to_3.tfrecords"
-    place = FRAMING + record_lengths(path)[0] + 5000  # in record 1
+    place = 16 + record_lengths(path)[0] + 5000  # in record 1
     flip(path, place)
     data = ready(BAIR(str(root), frames=2, batch_size=7, max_unreadable=0.2))
     assert not caplog.messages  # nothing has read it yet
@@ -261,7 +262,7 @@ def test_a_flipped_bit_leaves_out_its_sequence_and_is_named(root, caplog):
 def test_two_damaged_records_of_one_file_count_as_two(root):
     path = root / "train/traj_0_to_3.tfrecords"
     for number in (1, 2):
-        flip(path, number * (FRAMING + record_lengths(path)[0]) + 5000)
+        flip(path, number * (16 + record_lengths(path)[0]) + 5000)
     data = ready(BAIR(str(root), frames=2, batch_size=7, samples_per_clip=4, max_unreadable=0.2))
     with pytest.raises(DataError, match=r"2 of 7 clips cannot be read"):
         batches(data, data.train_dataloader())
@@ -270,7 +271,7 @@ def test_two_damaged_records_of_one_file_count_as_two(root):
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_what_follows_damaged_framing_is_counted_as_lost(root, caplog, how):
     path = root / "train/traj_0_to_3.tfrecords"
-    second = FRAMING + record_lengths(path)[0]
+    second = 16 + record_lengths(path)[0]
     if how == "cut":
         os.truncate(path, second + 100_000)
     else:

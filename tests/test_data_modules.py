@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import Clip, find_clips, identity_of, split_by_identity
 from data_modules.puppets import Puppets
-from data_modules.sampling import ClipSampler, ResumableLoader
+from data_modules.sampling import ClipLoader, ClipSampler, ResumableLoader
 from data_modules.seeds import Seeds
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
@@ -552,6 +553,26 @@ class Draws(torch.utils.data.Dataset):
 def draw_loader(length: int, batch_size: int, replicas: int, rank: int = 0) -> ResumableLoader:
     sampler = ClipSampler(length, batch_size, replicas=replicas, rank=rank)
     return ResumableLoader(Draws(), print, batch_size=batch_size, sampler=sampler, drop_last=True)
+
+
+def test_a_batch_is_gone_before_the_next_is_read():
+    """With whole clips, two would be twice the memory."""
+    last = lambda: None  # noqa: E731
+    held = []
+
+    class Whole(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, item):
+            held.append(last() is not None)
+            return {"video": torch.zeros(5, 8, 8, 3), "failed": []}
+
+    for batch in ClipLoader(Whole(), print, batch_size=1):
+        last = weakref.ref(batch["video"])
+        assert batch["video"].shape == (1, 5, 8, 8, 3)
+        del batch
+    assert held == [False] * 4
 
 
 @pytest.mark.parametrize(("batch_size", "replicas"), [(2, 2), (4, 1), (1, 4), (8, 1), (3, 3)])

@@ -1,11 +1,14 @@
 import json
 import types
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from lmdvid import doctor
 from lmdvid.doctor import Finding
+from lmdvid.ops import convolution
 
 
 class Package:
@@ -162,7 +165,7 @@ def test_torchvision_of_another_build_is_a_problem(monkeypatch):
     def missing_operator(name):
         if name == "torchvision":
             raise RuntimeError("operator torchvision::nms does not exist\nmore")
-        return __import__(name)
+        return import_module(name)
 
     monkeypatch.setattr(doctor, "import_module", missing_operator)
     monkeypatch.setattr(doctor, "_installed", lambda name: "0.24.0")
@@ -170,6 +173,20 @@ def test_torchvision_of_another_build_is_a_problem(monkeypatch):
     assert not vision.ok
     assert vision.text.endswith("operator torchvision::nms does not exist")
     assert vision.advice.startswith("pip uninstall torchvision")
+
+
+def test_how_the_cpu_animates_is_told(monkeypatch):
+    def told() -> str:
+        findings = {finding.subject: finding for finding in doctor.accelerators()}
+        return findings["animation on the cpu"].text
+
+    monkeypatch.setattr(convolution, "obstacle", lambda dtype: None)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert told() == "computes in bfloat16, weights prepared once"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert told() == "computes in float32, weights prepared once"
+    monkeypatch.setattr(convolution, "obstacle", lambda dtype: "there is none")
+    assert told() == "computes in float32, weights prepared at every frame: there is none"
 
 
 def test_modules_that_cannot_be_imported_are_reported(monkeypatch):

@@ -211,11 +211,12 @@ def test_damaged_clips_are_listed_with_reasons_and_the_rest_is_done(source, tmp_
 def test_a_clip_that_ends_the_process_is_named_and_the_next_goes_on(source, tmp_path, monkeypatch):
     """The process is one that dies at a clip whose name says so."""
     program = (
-        "import os, sys; from lmdvid import prepare\n"
-        "encode = prepare.encode_clip\n"
-        "def dies(path, *given):\n"
-        "    os.kill(os.getpid(), 11) if '#b#' in path.name else encode(path, *given)\n"
-        "prepare.encode_clip = dies\n"
+        "import os; from lmdvid import prepare\n"
+        "encode = prepare.encode\n"
+        "def dies(cuts, settings):\n"
+        "    if '#b#' in cuts[0][0].path.name: os.kill(os.getpid(), 11)\n"
+        "    return encode(cuts, settings)\n"
+        "prepare.encode = dies\n"
         "prepare._work()"
     )
     popen = subprocess.Popen

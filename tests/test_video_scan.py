@@ -19,7 +19,7 @@ from PIL import Image
 from data_modules.base import DataError
 from data_modules.clips import Clips
 from lmdvid import cli
-from lmdvid.video import ScannedClip, VideoReadError, probe, reader_of, scan, scan_clips
+from lmdvid.video import ScannedClip, VideoReadError, probe, reader_of, scan, scan_clips, workers
 from lmdvid.video.decord_backend import is_installed
 from lmdvid.video.read import route
 
@@ -48,7 +48,7 @@ def no_process(monkeypatch):
         def start(self):
             raise AssertionError("a file is looked into")
 
-        monkeypatch.setattr(scan._Process, "_start", start)
+        monkeypatch.setattr(workers._Process, "_start", start)
         monkeypatch.setattr("lmdvid.video.pyav_backend.header", start)
 
     return forbid
@@ -214,7 +214,7 @@ def test_where_the_table_lies(folder, tmp_path, monkeypatch, caplog):
 # Stands for the module, with files that do to it what they are called.
 RUDE = """
 import os, signal, sys, time
-from lmdvid.video import scan
+from lmdvid.video import scan, workers
 look = scan.look
 def rude(path):
     if path.stem.startswith("crash"): os.kill(os.getpid(), signal.SIGSEGV)
@@ -225,8 +225,18 @@ def rude(path):
     os.write(1, b"more noise")
     return look(path)
 scan.look = rude
-scan.answer()
+workers.answer(scan.replies)
 """
+
+
+def program(monkeypatch, text: str) -> None:
+    """What the processes run instead."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda command, **options: popen([sys.executable, "-P", "-c", text], **options),
+    )
 
 
 def test_a_long_scan_keeps_what_it_found_from_time_to_time(folder, monkeypatch):
@@ -245,9 +255,9 @@ def test_a_long_scan_keeps_what_it_found_from_time_to_time(folder, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
 def test_files_that_end_or_stop_the_process_are_named(folder, source, monkeypatch, threads_end):
-    monkeypatch.setattr(scan._Process, "command", (sys.executable, "-P", "-c", RUDE))
+    program(monkeypatch, RUDE)
     monkeypatch.setattr(scan, "_FILES_PER_PROCESS", 3)
-    monkeypatch.setattr(scan, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
     for name in ("crash1", "crash2", "hang", "quit", "raise", "y", "z"):
         shutil.copy(source / "a.mp4", folder / f"{name}.mp4")
     found = scan_clips(folder, clips_in(folder), timeout=3)
@@ -277,8 +287,7 @@ def threads_end():
 
 
 def test_processes_that_do_not_start_are_an_error(folder, monkeypatch, threads_end):
-    command = (sys.executable, "-c", "raise SystemExit('no such library')")
-    monkeypatch.setattr(scan._Process, "command", command)
+    program(monkeypatch, "raise SystemExit('no such library')")
     with pytest.raises(RuntimeError, match="clips cannot be looked into: no such library"):
         scan_clips(folder, clips_in(folder))
     threads_end()
@@ -288,7 +297,7 @@ def test_an_interrupted_scan_keeps_what_it_found_and_leaves_no_process(
     folder, monkeypatch, threads_end
 ):
     started = []
-    start = scan._Process._start
+    start = workers._Process._start
 
     def remember(self):
         started.append(start(self))
@@ -298,7 +307,7 @@ def test_an_interrupted_scan_keeps_what_it_found_and_leaves_no_process(
         yield 0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scan._Process, "_start", remember)
+    monkeypatch.setattr(workers._Process, "_start", remember)
     with monkeypatch.context() as patch:
         patch.setattr(scan, "_counted", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """``lmdvid animate``."""
 
 import argparse
+import os
 
 from lmdvid.commands import whole_numbers
 
@@ -94,8 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="number format of the network (default: %(default)s)",
+        help="number format of the network (default: bfloat16 on a processor with instructions "
+        "for it, where it is twice as fast, else float32)",
     )
     add("--no-audio", action="store_true", help="leave the driver's sound out")
 
@@ -104,6 +105,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Animate, and say where the result is."""
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
+
+    # Feature maps are many pages of memory, and new ones at every layer: in large pages the system
+    # hands them out several times as fast. torch reads this when it first allocates.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
     from lmdvid import animate
 

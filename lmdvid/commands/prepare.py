@@ -3,33 +3,55 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmdvid.commands import UsageError
 
-HELP = "re-encode clips, so that training reads them several times faster"
+if TYPE_CHECKING:
+    from data_modules.metadata import Wanted
+    from lmdvid.prepare import Prepared
+
+HELP = "re-encode clips, or cut them out of raw downloads, so that training reads them fast"
 EPILOG = (
     "Exit code 1 if a clip failed. Started again, it goes on where it stopped; other settings "
-    "encode everything anew."
+    "encode everything anew. Originals are only read, and nothing is downloaded: videos of a list "
+    "that are not there are counted, listed in prepare_missing.txt, and no failure. voxceleb and "
+    "taichi take the csv of FOMM's video-preprocessing, ted that of MRAA: ted384-metadata.csv, "
+    "attached to its issue 12. (The ted-metadata.csv in its repository has boxes of another crop; "
+    "clips of it fail.) Boxes are stretched to squares, as in the published sets; --fit crop or "
+    "pad keeps shapes."
 )
+_LISTS = ("voxceleb", "taichi", "ted")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name the folders and the settings."""
     add = parser.add_argument
-    add("what", choices=("clips",), help="videos, gifs and folders of frames, at any depth")
+    add(
+        "what",
+        choices=("clips", "bair", *_LISTS),
+        help="clips: videos, gifs and folders of frames, at any depth. bair: TFRecords. voxceleb, "
+        "taichi, ted: videos named by their id, and a list of clips in them",
+    )
     add("--input", required=True, metavar="FOLDER", help="originals, which are only read")
-    add("--output", required=True, metavar="FOLDER", help="where the same folders are made")
-    add("--size", type=int, default=256, metavar="PX", help="side of the frames (%(default)s)")
+    add("--output", required=True, metavar="FOLDER", help="where train/ and test/ are made")
+    add("--metadata", metavar="CSV", help="the list of clips (voxceleb, taichi, ted)")
+    add("--size", type=int, metavar="PX", help="side of the frames (default: 256; bair: 64)")
     add(
         "--fit",
-        choices=("crop", "pad", "keep"),
-        default="crop",
-        help="cut out the central square, as training does; pad to a square; or keep the shape "
-        "with a shorter side of PX (default: %(default)s)",
+        choices=("crop", "pad", "stretch", "keep"),
+        help="cut out the central square, as training does; pad to a square; stretch to one; or "
+        "keep the shape with a shorter side of PX (default: crop; with a list: stretch)",
     )
     add(
         "--crf", type=float, default=18, metavar="N", help="quality, 0 best, 51 worst (%(default)g)"
     )
+    add(
+        "--to",
+        choices=("mp4", "png"),
+        help="bair: videos, or folders of pictures, which lose nothing (default: mp4)",
+    )
+    add("--camera", choices=("image_aux1", "image_main"), help="bair (default: image_aux1)")
     add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
 
 
@@ -37,19 +59,85 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Prepare, and count."""
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"argument --jobs: must be at least 1; given {options.jobs}")
+    lists = options.what in _LISTS
+    for name, fits in (
+        ("metadata", lists),
+        ("to", options.what == "bair"),
+        ("camera", options.what == "bair"),
+    ):
+        if getattr(options, name) is not None and not fits:
+            parser.error(f"argument --{name}: not for {options.what}")
+    if lists and options.metadata is None:
+        parser.error(f"{options.what} needs --metadata, the csv that lists its clips")
 
-    from data_modules.index import find_clips
-    from lmdvid.prepare import PrepareError, Settings, prepare_clips
+    from lmdvid.prepare import PrepareError, Settings, prepare_clips, prepare_cuts, write_list
 
     root, output = Path(options.input).expanduser(), Path(options.output).expanduser()
+    wanted = None
+    try:
+        size = options.size or (64 if options.what == "bair" else 256)
+        settings = Settings(size, options.fit or ("stretch" if lists else "crop"), options.crf)
+        rest = (root, output, settings, options.jobs)
+        if options.what == "clips":
+            done = prepare_clips(_whole_clips(root), *rest, progress=True)
+        else:
+            wanted = _listed(options, root) if lists else _recorded(options, root)
+            done = prepare_cuts(wanted.cuts, *rest, progress=True)
+    except PrepareError as error:
+        raise UsageError(str(error)) from None
+    if wanted is not None:
+        done.failed |= wanted.failed
+        lines = [f"{key}: {why}" for key, why in sorted(done.failed.items())]
+        done.report = write_list(output / "prepare_failed.txt", lines)
+        _say_missing(wanted, write_list(output / "prepare_missing.txt", wanted.missing))
+    return _count(done, root, output)
+
+
+def _whole_clips(root: Path) -> dict[str, Path]:
+    from data_modules.index import find_clips
+
     clips = find_clips(root)
     if not clips:
         raise UsageError(f"{root} holds no clip: neither videos, gifs nor folders of pictures")
-    try:
-        settings = Settings(options.size, options.fit, options.crf)
-        done = prepare_clips(clips, root, output, settings, options.jobs, progress=True)
-    except PrepareError as error:
-        raise UsageError(str(error)) from None
+    return clips
+
+
+def _listed(options: argparse.Namespace, root: Path) -> "Wanted":
+    from data_modules.metadata import videos_by_id, wanted_clips
+
+    table = Path(options.metadata).expanduser()
+    wanted = wanted_clips(table, videos_by_id(root), people=options.what == "voxceleb")
+    if not wanted.cuts:
+        some = ", ".join(wanted.missing[:3])
+        raise UsageError(
+            f"{root} holds none of the {len(wanted.missing)} videos of {table} (such as {some}); "
+            "it is to have files like ID.mp4"
+        )
+    return wanted
+
+
+def _recorded(options: argparse.Namespace, root: Path) -> "Wanted":
+    from data_modules.metadata import recorded_clips
+
+    suffix = "" if options.to == "png" else ".mp4"
+    wanted = recorded_clips(root, options.camera or "image_aux1", suffix)
+    if not wanted.cuts:
+        reasons = "; ".join(wanted.failed.values())
+        raise UsageError(
+            f"{root} holds no TFRecord file that can be read{reasons and ': '}{reasons}"
+        )
+    return wanted
+
+
+def _say_missing(wanted: "Wanted", report: Path | None) -> None:
+    if report is not None:
+        print(
+            f"{len(wanted.missing)} videos are missing, with {wanted.clips_missing} of "
+            f"{wanted.clips_missing + len(wanted.cuts)} clips (listed in {report})"
+        )
+
+
+def _count(done: "Prepared", root: Path, output: Path) -> int:
     for reason in list(done.failed.values())[:20]:
         print(reason, file=sys.stderr)
     if done.strangers:

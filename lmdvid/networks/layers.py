@@ -9,11 +9,14 @@ Shapes: B batch, C channels in, O channels out, D style.
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from lmdvid.ops.convolution import Convolution, kept
 
 BASE_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 
@@ -129,19 +132,24 @@ class EqualConv2d(nn.Module):
         self.scale = self.gain / math.sqrt(inputs * kernel**2)
         self.down = down
         self.padding = kernel // 2 if padding is None else padding
+        slope = 0.2 if activated else None
+        if not down:
+            self.convolution = Convolution(padding=self.padding, slope=slope)
+        else:
+            self.convolution = Convolution(stride=1 if kernel == 1 else 2, slope=slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W), or (B, O, H/2, W/2) where `down`."""
-        weight = self.weight * self.scale
-        bias = None if self.bias is None else self.bias * self.gain
-        if not self.down:
-            x = F.conv2d(x, weight, bias, padding=self.padding)
-        elif weight.shape[-1] == 1:
+        if self.down and self.weight.shape[-1] == 1:
             # A 1x1 convolution reads every second pixel only, so only those are filtered.
-            x = F.conv2d(blur(x, padding=1, stride=2), weight, bias)
-        else:
-            x = F.conv2d(blur(x, padding=2), weight, bias, stride=2)
-        return x if bias is None else F.leaky_relu_(x, 0.2)
+            x = blur(x, padding=1, stride=2)
+        elif self.down:
+            x = blur(x, padding=2)
+        return self.convolution.prepared(x, self, self._scaled, self.weight, self.bias)
+
+    def _scaled(self) -> tuple[Tensor, Tensor | None]:
+        bias = None if self.bias is None else self.bias * self.gain
+        return self.weight * self.scale, bias
 
 
 class DownBlock(nn.Module):
@@ -220,6 +228,9 @@ class ModulatedConv2d(nn.Module):
         self.scale = 1 / math.sqrt(inputs * kernel**2)
         self.demodulate = demodulate
         self.up = up
+        padding = 0 if up else kernel // 2
+        self.convolution = Convolution(stride=2 if up else 1, padding=padding, transposed=up)
+        self.activated = replace(self.convolution, slope=0.2)
 
     def forward(self, x: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve; with a bias, activate.
@@ -234,31 +245,38 @@ class ModulatedConv2d(nn.Module):
         """
         gain = 1.0 if bias is None else GAIN
         scale = self.modulation(style)
-        weight = self.weight * self.scale
         if self.demodulate:
+            power = kept(x, self, "power", self._power, self.weight)
             with torch.autocast(x.device.type, enabled=False):
-                power = weight.square().sum(dim=(2, 3))
                 norm = gain * torch.rsqrt(scale.to(power.dtype).square() @ power.T + 1e-8)
         else:
-            norm = scale.new_full((len(x), len(weight)), gain)
-        if bias is not None:
-            bias = gain * bias
-        if len(x) == 1 and weight[:, 0].numel() < x[0, 0].numel():
-            weight = weight * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
-            x = self._convolve(x, weight, bias)
-        else:
-            x = self._convolve(x * scale.to(x.dtype)[:, :, None, None], weight)
-            norm = norm.to(x.dtype)[:, :, None, None]
-            if bias is None:
-                return x * norm
-            x = torch.addcmul(bias.to(x.dtype).view(1, -1, 1, 1), x, norm)
+            norm = scale.new_full((len(x), len(self.weight)), gain)
+        if len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel():
+            weight = self._scaled()[0] * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
+            return self._convolve_one(x, weight, None if bias is None else gain * bias)
+        x = x * scale.to(x.dtype)[:, :, None, None]
+        x = self.convolution.prepared(x, self, self._scaled, self.weight)
+        if self.up:
+            x = blur(x, padding=1, gain=4.0)
+        norm = norm.to(x.dtype)[:, :, None, None]
+        if bias is None:
+            return x * norm
+        x = torch.addcmul((gain * bias).to(x.dtype).view(1, -1, 1, 1), x, norm)
+        return F.leaky_relu_(x, 0.2)
+
+    def _convolve_one(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.up:
+            convolution = self.convolution if bias is None else self.activated
+            return convolution.once(x, self, weight, bias)
+        x = blur(self.convolution.once(x, self, weight, None), padding=1, gain=4.0, bias=bias)
         return x if bias is None else F.leaky_relu_(x, 0.2)
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-            return blur(x, padding=1, gain=4.0, bias=bias)
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    def _scaled(self) -> tuple[Tensor, None]:
+        return self.weight * self.scale, None
+
+    def _power(self) -> Tensor:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self._scaled()[0].square().sum(dim=(2, 3))
 
 
 class StyledConv(nn.Module):

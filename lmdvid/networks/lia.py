@@ -28,6 +28,8 @@ from lmdvid.networks.layers import (
     fir_kernel,
     upsample,
 )
+from lmdvid.ops.convolution import Convolution
+from lmdvid.ops.warp import masked_warp
 
 
 @dataclass(frozen=True)
@@ -111,23 +113,21 @@ class Flow(nn.Module):
         Returns:
             The masked warped source features (B, ..., H, W), the mask (B, 1, H, W), and the logits
             (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image each way)
-            and whose sigmoid is the mask; all in float32 or better.
+            and whose sigmoid is the mask. Mask and logits are in float32 or better.
         """
         # Coordinates need float32: half precision rounds them to a quarter of a pixel at 256 px.
         exact = torch.promote_types(h.dtype, torch.float32)
         with torch.autocast(h.device.type, enabled=False):
-            logits = self.conv(h.to(exact), w) + self.bias.view(1, 3, 1, 1)
+            # Planes, whatever the layout of the features: what follows is computed on each.
+            logits = self.conv(h.to(exact), w).contiguous() + self.bias.view(1, 3, 1, 1)
             if coarser is not None:
                 logits = logits + upsample(coarser)
             height, width = logits.shape[-2:]
             y = torch.linspace(-1, 1, height, device=h.device, dtype=exact)
             x = torch.linspace(-1, 1, width, device=h.device, dtype=exact)
             grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
-            sampled = F.grid_sample(
-                features.to(exact), grid.movedim(1, -1), align_corners=self.align_corners
-            )
             mask = logits[:, 2:].sigmoid()
-            return mask * sampled, mask, logits
+            return masked_warp(features, grid, mask, self.align_corners), mask, logits
 
 
 class ToRGB(nn.Module):
@@ -141,10 +141,14 @@ class ToRGB(nn.Module):
         super().__init__()
         self.conv = EqualConv2d(inputs, 3, 1)
         self.bias = nn.Parameter(torch.zeros(3))
+        self.linear = Convolution()
 
     def colours(self, features: Tensor) -> Tensor:
         """The linear part, (B, C, H, W) to (B, 3, H, W)."""
-        return F.conv2d(features, self.conv.weight * self.conv.scale)
+        return self.linear.prepared(features, self, self._linear, self.conv.weight)
+
+    def _linear(self) -> tuple[Tensor, None]:
+        return self.conv.weight * self.conv.scale, None
 
     def forward(self, colours: Tensor, coarser: Tensor | None) -> Tensor:
         """Warped colours and the picture (B, 3, H/2, W/2) so far, or None, to (B, 3, H, W)."""
@@ -185,7 +189,10 @@ class Scale(nn.Module):
             colours, _, flow = self.flow(h, w, self.rgb.colours(features), logits)
             return h, flow, self.rgb(colours, rgb)
         warped, mask, flow = self.flow(h, w, features, logits)
-        painted = (h * (1 - mask) + warped).to(h.dtype)
+        if warped.dtype == h.dtype:
+            painted = torch.addcmul(warped, h, (1 - mask).to(h.dtype))
+        else:
+            painted = (h * (1 - mask) + warped).to(h.dtype)
         return painted, flow, self.rgb(self.rgb.colours(warped), rgb)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmdvid.video.arrays import ARRAY_SUFFIXES
+    from lmdvid.video.cut import Cut
     from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
     from lmdvid.video.gpu import (
         GpuDecoder,
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
         read_clip,
         reader_of,
         stream_frames,
+        stream_lazily,
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
-    from lmdvid.video.tfrecord import FRAMING, RECORD_SUFFIXES, Record, record_lengths
+    from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths, records
     from lmdvid.video.write import VideoWriter, write_image, write_video
 
 _MODULES = {
     "arrays": ("ARRAY_SUFFIXES",),
+    "cut": ("Cut",),
     "frames": ("centre_square", "resize", "to_float", "to_uint8"),
     "gpu": (
         "GpuDecoder",
@@ -54,19 +57,20 @@ _MODULES = {
         "read_clip",
         "reader_of",
         "stream_frames",
+        "stream_lazily",
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
-    "tfrecord": ("FRAMING", "RECORD_SUFFIXES", "Record", "record_lengths"),
+    "tfrecord": ("RECORD_SUFFIXES", "Record", "record_lengths", "records"),
     "write": ("VideoWriter", "write_image", "write_video"),
 }
 
 __all__ = [
     "ARRAY_SUFFIXES",
-    "FRAMING",
     "IMAGE_SUFFIXES",
     "RECORD_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Backend",
+    "Cut",
     "GpuDecoder",
     "NoGpuDecoderError",
     "Reader",
@@ -88,9 +92,11 @@ __all__ = [
     "read_clip",
     "reader_of",
     "record_lengths",
+    "records",
     "resize",
     "scan_clips",
     "stream_frames",
+    "stream_lazily",
     "to_float",
     "to_uint8",
     "unfit_for_gpu",

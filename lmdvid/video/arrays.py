@@ -1,6 +1,7 @@
 """Clips kept as numpy arrays: `.npy` files of frames, uint8 (T,H,W,3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,16 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Each frame in order, uint8 (H,W,3)."""
-    return (read(path, [index])[0] for index in range(len(_open(path))))
+    return (frame() for frame in stream_lazily(path))
+
+
+def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
+    """Each frame in order, as a call that reads it."""
+    return (partial(_frame, path, index) for index in range(len(_open(path))))
+
+
+def _frame(path: Path, index: int) -> "Tensor":
+    return read(path, [index])[0]
 
 
 def _open(path: Path) -> "np.ndarray":

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,12 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Each picture in order, uint8 (H,W,3)."""
-    for name in _files(path):
-        yield load(path / name)
+    return (frame() for frame in stream_lazily(path))
+
+
+def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
+    """Each picture in order, as a call that loads it."""
+    return (partial(load, path / name) for name in _files(path))
 
 
 def load(file: Path) -> "Tensor":

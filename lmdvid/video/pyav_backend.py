@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import chain, groupby, pairwise
 from pathlib import Path
@@ -159,11 +159,16 @@ def _unordered(
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Every frame from first to last, uint8 (H,W,3), one in memory at a time."""
+    return (frame() for frame in stream_lazily(path))
+
+
+def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
+    """Every frame as a call that converts it, while it is the last one that came."""
     with _opened(path) as (container, stream):
         convert = _converter()
         for packet in _packets(container, stream):
             for frame in packet.decode():
-                yield convert(frame)
+                yield partial(convert, frame)
 
 
 def frame_times(path: Path) -> list[Fraction] | None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -164,6 +164,16 @@ def stream_frames(path: str | Path) -> "Iterator[Tensor]":
     path = Path(path)
     stills = _stills(path, status(path))
     return (_STILLS[stills] if stills else pyav_backend).stream(path)
+
+
+def stream_lazily(path: str | Path) -> "Iterator[Callable[[], Tensor]]":
+    """As `stream_frames`, but each frame is a call that makes it, before the next one comes.
+
+    What is not called for costs no conversion.
+    """
+    path = Path(path)
+    stills = _stills(path, status(path))
+    return (_STILLS[stills] if stills else pyav_backend).stream_lazily(path)
 
 
 def frame_times(path: str | Path) -> list[Fraction] | None:

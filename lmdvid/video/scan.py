@@ -1,35 +1,28 @@
 """One look into every clip of a data set, remembered in a table beside it.
 
-What FFmpeg makes of a damaged file is not ours to know, so each look happens in another process:
-a file that crashes or hangs it is named, and the next files get a new one. Such a process needs
+Each look happens in another process, which a damaged file may crash or hang. Such a process needs
 neither torch nor numpy and handles many files. Run as a module this file is that process.
 """
 
 import csv
-import json
 import logging
 import os
-import signal
-import subprocess
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import astuple, dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from tempfile import TemporaryFile
-from threading import Lock, Thread
 from time import monotonic
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from lmdvid.video import arrays, decord_backend, pictures, pyav_backend
-from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, status
+from lmdvid.video import arrays, decord_backend, pictures, pyav_backend, workers
+from lmdvid.video.info import VideoInfo, VideoReadError, status
 from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths
 
 log = logging.getLogger(__name__)
@@ -38,7 +31,6 @@ MANIFEST = ".lmdvid_clips.csv"
 
 _VERSION = 3  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
-_BYTES_PER_SECOND = 10e6  # of a slow disk: what a large file gets beyond the timeout
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
 _SHOW_PROGRESS = 500  # files
 _SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
@@ -304,31 +296,19 @@ def _look_into(
     unknown: Sequence[tuple[Path, ScannedClip]], timeout: float
 ) -> Iterator[ScannedClip]:
     """Complete these rows, in any order."""
-    waiting = deque(unknown)
-    done: SimpleQueue[ScannedClip | BaseException] = SimpleQueue()
-    wanted = -(-len(waiting) // _FILES_PER_PROCESS)
-    processes = [_Process(timeout) for _ in range(min(_cores(), wanted))]
-    for process in processes:
-        Thread(target=process.serve, args=(waiting, done), daemon=True).start()
-    try:
-        for _ in _counted(len(unknown)):
-            while True:
-                with suppress(Empty):
-                    clip = done.get(timeout=0.2)
-                    break
-                for process in processes:
-                    process.end_if_late()
-            if isinstance(clip, BaseException):
-                raise clip
-            yield clip
-    finally:
-        waiting.clear()
-        for process in processes:
-            process.end()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    answers = workers.ask(
+        [(str(path), workers.patience(clip.size, timeout)) for path, clip in unknown],
+        "lmdvid.video.scan",
+        processes=min(workers.cores(), -(-len(unknown) // _FILES_PER_PROCESS)),
+        failure="clips cannot be looked into",
+    )
+    with closing(answers):
+        for _, (number, facts) in zip(_counted(len(unknown)), answers, strict=True):
+            if isinstance(facts, workers.Ended):
+                late = f"looking into it did not end within {facts.limit:.0f} s"
+                facts = {"error": f"it crashes FFmpeg ({facts.cause})" if facts.cause else late}
+            rate = Fraction(facts.get("fps", 0))
+            yield replace(unknown[number][1], **facts | {"fps": rate})
 
 
 def _counted(count: int) -> Iterable[int]:
@@ -340,108 +320,6 @@ def _counted(count: int) -> Iterable[int]:
 
     words = f"looking into {count} clips"
     return track(range(count), words, console=Console(stderr=True), transient=True)
-
-
-class _Process:
-    """A process that looks into one clip after the other, started anew where one ends it."""
-
-    # Not multiprocessing, which would run an unguarded script of the user's a second time.
-    command = (sys.executable, "-P", "-m", "lmdvid.video.scan")
-
-    def __init__(self, timeout: float):
-        self.timeout = timeout
-        self._lock = Lock()
-        self._child: subprocess.Popen | None = None
-        self._deadline: float | None = None
-        self._late = self._ended = False
-
-    def serve(
-        self,
-        waiting: "deque[tuple[Path, ScannedClip]]",
-        done: "SimpleQueue[ScannedClip | BaseException]",
-    ) -> None:
-        """Look into what waits, until nothing does."""
-        try:
-            while not self._ended:
-                try:
-                    path, clip = waiting.popleft()
-                except IndexError:
-                    break
-                facts = self._look(path, self.timeout + clip.size / _BYTES_PER_SECOND)
-                done.put(replace(clip, **facts))
-        except BaseException as error:  # whoever waits for the answers raises it
-            done.put(error)
-        finally:
-            self.end()
-
-    def end_if_late(self) -> None:
-        with self._lock:
-            if self._child and self._deadline and monotonic() > self._deadline:
-                self._late = True
-                self._child.kill()
-
-    def end(self) -> None:
-        with self._lock:
-            self._ended = True
-            child, self._child = self._child, None
-            if child is not None:
-                child.kill()
-                child.communicate()
-
-    def _look(self, path: Path, limit: float) -> dict[str, Any]:
-        child = self._child or self._start()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with self._lock:
-            self._deadline = monotonic() + limit
-        line = b""
-        with suppress(OSError):  # it ended before it read the question
-            child.stdin.write(json.dumps([str(path), limit]).encode() + b"\n")
-            child.stdin.flush()
-            line = child.stdout.readline()
-        with self._lock:
-            self._deadline = None
-            late, self._late = self._late, False
-            over = late or not line
-            self._child = None if over else child
-        if over:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(0 if late else 5)  # its exit code tells why it ended
-            child.kill()
-            child.communicate()
-        if line:
-            facts = json.loads(line)
-            return facts | {"fps": Fraction(facts.get("fps", 0))}
-        if late:
-            return {"error": f"looking into it did not end within {limit:.0f} s"}
-        return {"error": f"it crashes FFmpeg ({_cause(child.returncode)})"}
-
-    def _start(self) -> subprocess.Popen:
-        # What this process can import, the other one can, too.
-        modules = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parents[2])])
-        with TemporaryFile() as messages:
-            child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=messages,
-                env={**os.environ, "PYTHONPATH": modules},
-            )
-            with self._lock:
-                self._child = child
-            assert child.stdout is not None
-            if not child.stdout.readline() and not self._ended:
-                messages.seek(0)
-                reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise RuntimeError(f"clips cannot be looked into: {''.join(reason)}")
-        return child
-
-
-def _cause(code: int) -> str:
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"exit code {code}"
 
 
 def look(path: Path) -> dict[str, Any]:
@@ -479,9 +357,7 @@ def _facts_of_records(path: Path) -> dict[str, Any]:
     first = Record(str(path), 0, 0, "").load()
     if not first.cameras:
         raise VideoReadError(path, "its first record has no feature such as 0/image_main/encoded")
-    first = Record(str(path), 0, 0, first.cameras[0]).load()
-    frames, side = len(first), first.side
-    info = VideoInfo(frames, DEFAULT_FPS, side, side, False, "raw", "records")
+    info = Record(str(path), 0, 0, first.cameras[0]).load().info
     return _facts_of_stills(info) | {"records": " ".join(map(str, lengths))}
 
 
@@ -496,21 +372,13 @@ def _facts(info: VideoInfo) -> dict[str, Any]:
     }
 
 
-def answer() -> None:
-    """Answer every path on the standard input with a line of facts, until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        path, limit = json.loads(line)
-        if hasattr(signal, "alarm"):  # ends this process should the asking one be gone
-            signal.alarm(int(limit) + 10)
-        try:
-            facts = look(Path(path))
-        except Exception as error:  # one file is to end neither the process nor the scan
-            facts = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(facts), file=answers, flush=True)
+def replies(path: str) -> list[dict[str, Any]]:
+    """The one answer about a file; see `workers.answer`."""
+    try:
+        return [look(Path(path))]
+    except Exception as error:  # one file is to end neither the process nor the scan
+        return [{"error": f"{type(error).__name__}: {error}"}]
 
 
 if __name__ == "__main__":
-    answer()
+    workers.answer(replies)

@@ -14,7 +14,13 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmdvid.video.info import VideoReadError, check_indices, status
+from lmdvid.video.info import (
+    DEFAULT_FPS,
+    VideoInfo,
+    VideoReadError,
+    check_indices,
+    status,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +28,7 @@ if TYPE_CHECKING:
 RECORD_SUFFIXES = frozenset({".tfrecord", ".tfrecords"})
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-FRAMING = _HEADER.size + _FOOTER.size
-"""Bytes of a record beside its data."""
+_FRAMING = _HEADER.size + _FOOTER.size  # bytes of a record beside its data
 
 
 def masked_crc(data: bytes) -> int:
@@ -37,8 +42,7 @@ def masked_crc(data: bytes) -> int:
 def record_lengths(path: Path) -> list[int]:
     """Bytes of data of each record, found by hopping from header to header.
 
-    It ends before the first record that is cut off or whose length is damaged: then the sum of the
-    lengths, with `FRAMING` for each, is less than the file's size.
+    It ends before the first record that is cut off or whose length is damaged.
 
     Raises:
         VideoReadError: The file cannot be read.
@@ -49,10 +53,10 @@ def record_lengths(path: Path) -> list[int]:
             while place < size:
                 file.seek(place)
                 length = _length(file.read(_HEADER.size))
-                if length is None or place + length + FRAMING > size:
+                if length is None or place + length + _FRAMING > size:
                     break
                 lengths.append(length)
-                place += length + FRAMING
+                place += length + _FRAMING
     except OSError as error:
         raise VideoReadError(path, str(error.strerror).lower()) from None
     return lengths
@@ -110,6 +114,34 @@ class Record:
         return VideoReadError(self.path, f"record {self.number}: {reason}")
 
 
+def records(
+    path: Path, lengths: Sequence[int], size: int, camera: str
+) -> tuple[list[Record], list[VideoReadError]]:
+    """Find the records of a file by their lengths.
+
+    Args:
+        path: the file.
+        lengths: see `record_lengths`.
+        size: bytes of the file.
+        camera: see `Record`.
+
+    Returns:
+        The records; and the reason why it is lost for each that is not among them, whose number can
+        only be estimated, by its neighbours' lengths.
+    """
+    found, offset = [], 0
+    for number, length in enumerate(lengths):
+        found.append(Record(str(path), number, offset, camera))
+        offset += length + _FRAMING
+    if offset == size:
+        return found, []
+    count = max(round((size - offset) * len(found) / offset), 1) if found else 1
+    reason = "its length is damaged, or the file ends within it"
+    if count > 1:
+        reason += f"; with it about {count - 1} records behind it are lost"
+    return found, [Record(str(path), len(found), offset, camera).error(reason)] * count
+
+
 class Example:
     """One sequence, still encoded.
 
@@ -136,9 +168,14 @@ class Example:
         return sorted({name[1] for name in names if len(name) == 3 and name[2] == "encoded"})
 
     @property
-    def side(self) -> int:
-        """Side of the first frame in pixels."""
-        return self._side(self._value(self._picture(0), 1))
+    def info(self) -> VideoInfo:
+        """Facts about the record's camera, by its first frame.
+
+        Raises:
+            VideoReadError: It has none, or this is no square of raw RGB.
+        """
+        side = self._side(self._value(self._picture(0), 1))
+        return VideoInfo(len(self), DEFAULT_FPS, side, side, False, "raw", "records")
 
     def frames(self, indices: Sequence[int]) -> "Tensor":
         """Frames by their numbers, uint8 (T,H,W,3) RGB.

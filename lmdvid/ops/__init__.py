@@ -1,0 +1,1 @@
+"""Operations with a faster form on some devices, each beside the plain one that defines it."""

@@ -1,0 +1,201 @@
+"""Convolutions whose weights stay the same from call to call, on a CPU outside training.
+
+There a good part of the time of a plain convolution goes into its weight: it is scaled, cast, and
+laid out anew for oneDNN, PyTorch's CPU library, at every call. Here that happens once, and bias
+and activation are done while the result is still in the cache. Values are those of the plain form,
+which runs everywhere else.
+"""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+T = TypeVar("T")
+_OPERATORS = (
+    "_convolution_pointwise",
+    "_convolution_transpose_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_convolution_transpose_weight",
+)
+# By module, and not in it: what is kept is neither copied, saved nor moved with it.
+_KEPT: "WeakKeyDictionary[nn.Module, dict[str, tuple[object, object, Any]]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A square convolution, its bias, and the activation after it.
+
+    Args:
+        stride: Of the convolution.
+        padding: Zeros at each side.
+        groups: Of the channels.
+        transposed: Transposed convolution.
+        slope: Of a leaky ReLU that follows; None for none.
+    """
+
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    transposed: bool = False
+    slope: float | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (O, C / groups, k, k) and (O,) to (B, O, ...): the plain form."""
+        if self.transposed:
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), bias, self.stride, self.padding)
+        else:
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
+        return x if self.slope is None else F.leaky_relu_(x, self.slope)
+
+    def prepared(
+        self,
+        x: Tensor,
+        owner: nn.Module,
+        parameters: Callable[[], tuple[Tensor, Tensor | None]],
+        *made_of: Tensor | None,
+        name: str = "convolution",
+    ) -> Tensor:
+        """The same with parameters that are made once, as long as that is possible.
+
+        Args:
+            x: (B, C, H, W).
+            owner: The layer to which the parameters belong.
+            parameters: Makes weight and bias.
+            made_of: The tensors that they are made of: when one changes, they are made again.
+            name: Tells the convolutions of a layer apart.
+
+        Returns:
+            (B, O, ...); where the weight was prepared, laid out channels last.
+        """
+        dtype = _lasting(x, owner, *made_of)
+        if dtype is None or obstacle(dtype) is not None:
+            return self(x, *parameters())
+        run = _keep(
+            owner, name, dtype, made_of, lambda: self._onednn(x.shape, dtype, *parameters())
+        )
+        return run(x.to(dtype, memory_format=torch.channels_last))
+
+    def once(self, x: Tensor, owner: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with parameters that are made for this call: only what follows is fused."""
+        dtype = _lasting(x, owner)
+        if dtype is None or obstacle(dtype) is not None:
+            return self(x, weight, bias)
+        run = self._onednn(None, dtype, weight, bias)
+        return run(x.to(dtype, memory_format=torch.channels_last))
+
+    def _onednn(
+        self, shape: torch.Size | None, dtype: torch.dtype, weight: Tensor, bias: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """By oneDNN; the weight is laid out ahead where the shape of the inputs is given."""
+        operators = torch.ops.mkldnn
+        weight = weight.to(dtype, memory_format=torch.channels_last)
+        bias = None if bias is None else bias.to(dtype)
+        pad, stride, one = [self.padding] * 2, [self.stride] * 2, [1, 1]
+        after = ("none", [], "") if self.slope is None else ("leaky_relu", [self.slope], "")
+        if self.transposed:
+            weight = weight.transpose(0, 1)
+            if shape is not None:
+                weight = operators._reorder_convolution_transpose_weight(
+                    weight, pad, [0, 0], stride, one, self.groups, list(shape)
+                )
+            return lambda x: operators._convolution_transpose_pointwise(
+                x, weight, bias, pad, [0, 0], stride, one, self.groups, *after
+            )
+        if shape is not None:
+            weight = operators._reorder_convolution_weight(
+                weight, pad, stride, one, self.groups, list(shape)
+            )
+        return lambda x: operators._convolution_pointwise(
+            x, weight, bias, pad, stride, one, self.groups, *after
+        )
+
+
+def kept(
+    x: Tensor, owner: nn.Module, name: str, make: Callable[[], T], *made_of: Tensor | None
+) -> T:
+    """What a layer needs of its parameters at every call, made once outside training on a CPU.
+
+    Args:
+        x: The layer's input.
+        owner: The layer.
+        name: Tells what the layer keeps apart.
+        make: Makes it.
+        made_of: The tensors it is made of: when one changes, it is made again.
+    """
+    if _lasting(x, owner, *made_of) is None:
+        return make()
+    return _keep(owner, name, None, made_of, make)
+
+
+def obstacle(dtype: torch.dtype) -> str | None:
+    """Why convolutions of a dtype cannot be prepared on this machine; None where they can."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"{dtype} is neither float32 nor bfloat16"
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"it was never measured on {platform.machine()}"
+    if not torch.backends.mkldnn.is_available():
+        return "this build of torch has no oneDNN"
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn.enabled is False"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "the processor has no AVX-512 for bfloat16"
+    if missing := _missing():
+        return f"torch {torch.__version__} has no mkldnn::{missing}"
+    return None
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """What networks compute in outside training unless asked otherwise.
+
+    bfloat16 on a CPU with instructions for it, where convolutions take half the time (measured by
+    `benchmarks/animate.py`); float32 everywhere else.
+    """
+    instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    if device.type == "cpu" and obstacle(torch.bfloat16) is None and instructions():
+        return torch.bfloat16
+    return torch.float32
+
+
+@cache
+def _missing() -> str | None:
+    return next((name for name in _OPERATORS if not hasattr(torch.ops.mkldnn, name)), None)
+
+
+def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtype | None:
+    """The dtype to compute in, where the owner's parameters can be expected to stay."""
+    if (
+        owner.training
+        or x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) is not Tensor  # such as those without values that are traced with
+        or any(t is not None and t.is_inference() for t in made_of)  # do not tell of changes
+    ):
+        return None
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _keep(
+    owner: nn.Module,
+    name: str,
+    dtype: torch.dtype | None,
+    made_of: tuple[Tensor | None, ...],
+    make: Callable[[], T],
+) -> T:
+    tensors = [t.detach() for t in made_of if t is not None]
+    stamp = (dtype, [(t.data_ptr(), t.dtype, t._version) for t in tensors])
+    things = _KEPT.setdefault(owner, {})
+    known = things.get(name)
+    if known is None or known[0] != stamp:
+        with torch.autocast("cpu", enabled=False):
+            # The tensors are held, so that no others can come to lie in their place.
+            known = things[name] = (stamp, tensors, make())
+    return known[2]

@@ -1,0 +1,225 @@
+"""What is faster outside training against the plain form that defines it."""
+
+import gc
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lmdvid.networks.lia import Generator
+from lmdvid.ops import convolution
+from lmdvid.ops.convolution import Convolution, kept
+from lmdvid.ops.parallel import at_once
+from lmdvid.ops.warp import masked_warp
+
+PREPARED = pytest.mark.skipif(
+    convolution.obstacle(torch.float32) is not None, reason="no oneDNN in this build of torch"
+)
+
+
+@contextmanager
+def without_onednn():
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+class Layer(nn.Module):
+    """3x3 weights that are doubled when used, and count how often."""
+
+    def __init__(self, form: Convolution, inputs: int = 8, outputs: int = 6, kernel: int = 3):
+        super().__init__()
+        self.form = form
+        self.weight = nn.Parameter(torch.randn(outputs, inputs // form.groups, kernel, kernel))
+        self.bias = nn.Parameter(torch.randn(outputs))
+        self.made = 0
+
+    def parameters_made(self):
+        self.made += 1
+        return 2 * self.weight, self.bias
+
+    def forward(self, x):
+        return self.form.prepared(x, self, self.parameters_made, self.weight, self.bias)
+
+
+FORMS = [
+    Convolution(padding=1, slope=0.2),
+    Convolution(),
+    Convolution(stride=2),
+    Convolution(stride=2, transposed=True),
+    Convolution(stride=2, transposed=True, slope=0.2),
+    Convolution(padding=1, groups=2),
+]
+
+
+@PREPARED
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_prepared_weights_change_no_value(form, dtype):
+    if convolution.obstacle(dtype) is not None:
+        pytest.skip(convolution.obstacle(dtype))
+    layer = Layer(form).eval()
+    for batch, layout in [(1, torch.contiguous_format), (3, torch.channels_last)]:
+        x = torch.randn(batch, 8, 7, 9).to(memory_format=layout)
+        expected = form(x.double(), 2 * layer.weight.double(), layer.bias.double())
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            made = layer(x)
+            once = form.once(x, layer, 2 * layer.weight, layer.bias)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        for result in (made, once):
+            assert result.dtype == dtype
+            assert result.shape == expected.shape
+            assert (result - expected).abs().max() < tolerance * expected.abs().max()
+    assert layer.made == 1
+
+
+@PREPARED
+@torch.no_grad()
+def test_weights_are_prepared_again_when_they_change():
+    layer = Layer(Convolution(slope=0.2)).eval()
+    x = torch.randn(1, 8, 5, 5)
+
+    def assert_plain():
+        expected = layer.form(x, 2 * layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-4)
+
+    assert_plain()
+    layer.weight.mul_(3)
+    assert_plain()
+    layer.bias.copy_(torch.ones(6))
+    assert_plain()
+    layer.load_state_dict({k: torch.randn_like(v) for k, v in layer.state_dict().items()})
+    assert_plain()
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+    assert_plain()
+    assert layer.made == 5
+    assert_plain()
+    assert layer.made == 5
+
+
+@pytest.mark.parametrize("why", ["training", "gradients", "float64", "switched off", "traced"])
+def test_elsewhere_the_plain_form_runs(why):
+    layer = Layer(Convolution(slope=0.2)).eval()
+    x = torch.randn(1, 8, 5, 5)
+    if why == "gradients":
+        layer(x).sum().backward()
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+    with torch.no_grad():
+        if why == "training":
+            layer.train()
+        elif why == "float64":
+            layer, x = layer.double(), x.double()
+        if why == "switched off":
+            with without_onednn():
+                made = [layer(x), layer(x)][1]
+        elif why == "traced":
+            program = torch.export.export(layer, (x,))
+            assert "mkldnn" not in program.graph_module.code
+            made = program.module()(x)
+        elif why != "gradients":
+            made = [layer(x), layer(x)][1]
+        if why != "traced":
+            assert layer.made == 2
+        if why != "gradients":
+            torch.testing.assert_close(made, layer.form(x, 2 * layer.weight, layer.bias))
+
+
+def test_what_is_kept_goes_with_its_layer():
+    layer = Layer(Convolution()).eval()
+    before = len(convolution._KEPT)
+    with torch.no_grad():
+        kept(torch.zeros(1), layer, "sum", layer.weight.sum, layer.weight)
+    assert len(convolution._KEPT) == before + 1
+    del layer
+    gc.collect()
+    assert len(convolution._KEPT) == before
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_rows_of_a_table_are_the_plain_warp(align_corners, shared):
+    features = torch.randn(1 if shared else 3, 16, 5, 7).to(memory_format=torch.channels_last)
+    features = features.expand(3, -1, -1, -1)
+    grid, mask = 4 * torch.rand(3, 2, 6, 4) - 2, torch.rand(3, 1, 6, 4)
+    # Centres and borders of pixels, and far outside.
+    grid[0, :, 0] = torch.tensor([-1.0, 1.0, 1e9, -1e9])
+    sampled = F.grid_sample(
+        features.double(), grid.double().movedim(1, -1), align_corners=align_corners
+    )
+    made = masked_warp(features, grid, mask, align_corners)
+    assert (made - mask * sampled).abs().max() < 1e-5
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    with torch.enable_grad():
+        plain = masked_warp(features, grid, mask, align_corners)
+    torch.testing.assert_close(made, plain, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_warp_in_half_precision_keeps_the_dtype_of_the_features():
+    features = torch.randn(2, 16, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last)
+    grid, mask = 2 * torch.rand(2, 2, 8, 8) - 1, torch.rand(2, 1, 8, 8)
+    made = masked_warp(features, grid, mask, True)
+    expected = mask * F.grid_sample(features.float(), grid.movedim(1, -1), align_corners=True)
+    assert made.dtype == torch.bfloat16
+    assert (made - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("width", [0.05, 0.25])
+@torch.no_grad()
+def test_pictures_do_not_depend_on_the_form_or_the_batch(width):
+    network = Generator(64, 32, 5, width, align_corners=False).eval()
+    source, frames = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(4, 3, 64, 64) * 2 - 1
+
+    def pictures(network, source, frames):
+        codes = network.encode_motion(frames)
+        return network.render(network.encode_source(source), codes, None, "absolute")
+
+    made = pictures(network, source, frames)
+    with without_onednn():
+        plain = pictures(network, source, frames)
+    alone = torch.cat([pictures(network, source, frame[None]) for frame in frames])
+    exact = pictures(network.double(), source.double(), frames.double())
+    for result in (made, plain, alone):
+        assert (result - exact).abs().max() < 2e-3 * exact.std()
+
+
+@pytest.fixture
+def _four_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_pieces_are_worked_on_at_once_and_stay_in_order():
+    together = threading.Barrier(2, timeout=10)
+    before = threading.active_count()
+
+    def work(piece):
+        together.wait()
+        time.sleep(0.05 * (1 - piece))
+        return piece, torch.get_num_threads()
+
+    assert at_once(work, [0, 1]) == [(0, 2), (1, 2)]
+    assert torch.get_num_threads() == 4
+    assert threading.active_count() == before
+    assert at_once(lambda piece: threading.current_thread(), [0]) == [threading.current_thread()]
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_an_error_in_a_piece_ends_all_and_is_raised():
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        at_once(lambda piece: 1 // piece, [1, 0, 1])
+    assert torch.get_num_threads() == 4
+    assert threading.active_count() == before
