@@ -105,7 +105,8 @@ def evaluate(
         weights: File of its network, or a folder; None looks in LMDVID_WEIGHTS.
         detections: For `keypoints` and `identity`, the file of the generated and of the real
             videos; see `load_detections`. Scores without files are None.
-        extrapolate: Also estimate the distance for infinitely many clips.
+        extrapolate: Also estimate the distance for infinitely many clips. This, KVD, precision and
+            recall need all features, so only protocols of clips with a limit have them.
         device: Where networks run.
         batch_size: Clips at once; large ones go one at a time.
         workers: Processes that decode; 0 decodes in this one.
@@ -233,7 +234,11 @@ def _compare_sets(
     by, network, device = settings.by, settings.network, settings.device
     distance = FrechetDistance(network.dim, by.ddof).to(device)
     metrics: dict[str, TwoSampleMetric] = {by.name: distance}
-    if not network.per_frame:  # rows of whole clips are few enough to keep
+    # Rows are kept, and compared with each other, only where a limit bounds their number.
+    keeps_rows = not network.per_frame and by.limit is not None
+    if extrapolate and not keeps_rows:
+        raise EvaluationError(f"{by.name} keeps no features: it cannot be extrapolated")
+    if keeps_rows:
         metrics["kvd"] = KernelDistance(network.dim).to(device)
         metrics["precision_recall"] = PrecisionRecall(network.dim).to(device)
         if extrapolate:

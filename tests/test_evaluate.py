@@ -41,7 +41,7 @@ class FrameMeans(Means):
         return video.flatten(0, 1).mean((2, 3))
 
 
-BY = Protocol(name="fd_means_4f", about="of this test", features="means", frames=4)
+BY = Protocol(name="fd_means_4f", about="of this test", features="means", frames=4, limit=99)
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,11 @@ def test_bias_and_extrapolation_where_there_are_enough(tmp_path):
     result = evaluate.evaluate(*sets, BY, extrapolate=True)
     assert 0 < result["bias"]["expected"] < 10
     assert result["scores"]["fd_means_4f_extrapolated"] < result["scores"]["fd_means_4f"]
+    whole = Protocol("fd_means_4f", "", "means", frames=4)
+    found = evaluate.evaluate(*sets, whole)["scores"]
+    assert found == {"fd_means_4f": pytest.approx(result["scores"]["fd_means_4f"], rel=1e-9)}
+    with pytest.raises(evaluate.EvaluationError, match="it cannot be extrapolated"):
+        evaluate.evaluate(*sets, whole, extrapolate=True)
     frames = Protocol("fid", "", "frame_means", frames=2, fake_window="spread")
     result = evaluate.evaluate(*sets, frames)
     assert result["counts"] == {"real_frames": 48, "fake_frames": 48}
@@ -162,7 +167,7 @@ class TestCache:
         if change == "content":
             np.save(sets[0]["00.npy"], np.full((7, 8, 10, 3), 9, np.uint8))
         elif change == "protocol":
-            by = Protocol("fd_means_4f", "", "means", frames=4, seed=1)
+            by = Protocol("fd_means_4f", "", "means", frames=4, limit=99, seed=1)
         elif change == "weights":
             monkeypatch.setattr(Means, "digest", "cd" * 32)
         else:
@@ -294,7 +299,7 @@ def test_three_processes_agree_with_one(sets, tmp_path):
 class TestCommand:
     @pytest.fixture
     def run(self, sets, tmp_path, monkeypatch):
-        by = Protocol("fd_effnetlite0_16f", "of this test", "means", frames=4)
+        by = Protocol("fd_effnetlite0_16f", "of this test", "means", frames=4, limit=99)
         monkeypatch.setattr(protocols, "PROTOCOLS", {by.name: by})
         folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake")]
         return lambda *more: commands.run(
