@@ -420,13 +420,22 @@ class _Clip:
     """A clip that is being made, of some frames of a video."""
 
     def __init__(self, cut: Cut, target: Path, info: VideoInfo, times: Sequence[Fraction] | None):
-        self.whole = cut.span is None
+        self.source = cut.path
         self.frames = cut.frames(info, times)
+        self.next, self.total = self.frames.start, info.frames
         self.box = cut.pixels(info.width, info.height)
         self.target, self.fps = target, info.fps
         self.writer: VideoWriter | _Pictures | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self.next == self.frames.stop
+
+    def missing(self) -> VideoReadError:
+        return VideoReadError(self.source, f"frame {self.next} of {self.total} does not decode")
+
     def write(self, frame: "Tensor", settings: Settings) -> None:
+        """Append frame number `next`."""
         from lmdvid.video import VideoWriter
 
         if self.writer is None:
@@ -436,6 +445,7 @@ class _Clip:
             self.writer = writer.__enter__()
         left, top, right, bottom = self.box
         self.writer.write(settings.apply(frame[top:bottom, left:right]))
+        self.next += 1
 
     def close(self, error: Exception | None = None) -> None:
         if self.writer is not None:
@@ -491,25 +501,29 @@ def encode(
                 clips[place] = _Clip(cut, target, info, times)
             except VideoReadError as error:
                 yield end(place, str(error))
-        count, news = 0, monotonic() + _NEWS_EVERY
-        for count, frame in enumerate(stream if clips else (), 1):
-            shown = [place for place, clip in clips.items() if count - 1 in clip.frames]
-            picture = frame() if shown else None
-            for place in shown:
-                clips[place].write(cast("Tensor", picture), settings)
-                if count == clips[place].frames.stop and not clips[place].whole:
-                    clips[place].close()
-                    yield end(place, None)
+        news = monotonic() + _NEWS_EVERY
+        for number, frame in stream if clips else ():
+            picture = None
+            for place, clip in list(clips.items()):
+                if number > clip.next:
+                    error = clip.missing()
+                    clip.close(error)
+                    yield end(place, str(error))
+                elif number == clip.next:
+                    picture = frame() if picture is None else picture
+                    clip.write(picture, settings)
+                    if clip.ended:
+                        clip.close()
+                        yield end(place, None)
             if not clips:
                 break
             if monotonic() > news:
                 yield None
                 news = monotonic() + _NEWS_EVERY
         for place, clip in list(clips.items()):
-            if not clip.whole or count != info.frames:
-                raise VideoReadError(path, f"{count} of its {info.frames} frames decode")
-            clip.close()
-            yield end(place, None)
+            error = clip.missing()
+            clip.close(error)
+            yield end(place, str(error))
     except Exception as error:  # one video is not to end the others
         reason = str(error)
         if not isinstance(error, VideoReadError):
@@ -522,15 +536,17 @@ def encode(
 
 def _open(
     cuts: Sequence[tuple[Cut, Path]],
-) -> tuple[VideoInfo, list[Fraction] | None, Iterator[Callable[[], "Tensor"]]]:
-    """Facts, times where the rate varies and they matter, and the frames."""
+) -> tuple[VideoInfo, list[Fraction] | None, Iterator[tuple[int, Callable[[], "Tensor"]]]]:
+    """Facts, times where the rate varies and they matter, and the frames with their numbers."""
     from lmdvid.video import frame_times, probe, stream_lazily
 
     first = cuts[0][0]
     if first.record is not None:
         example = first.record.load()
         frames = example.frames(range(len(example)))
-        return example.info, None, (partial(frames.__getitem__, n) for n in range(len(example)))
+        return example.info, None, (
+            (number, partial(frames.__getitem__, number)) for number in range(len(example))
+        )
     timed = any(cut.fps is not None for cut, _ in cuts)
     times = frame_times(first.path) if timed else None
     return probe(first.path), times, stream_lazily(first.path)

@@ -17,6 +17,7 @@ import pytest
 import tfrecords
 import torch
 from barcodes import barcode, numbers
+from barcodes import encode as write_barcodes
 from PIL import Image
 
 from data_modules.bair import BAIR
@@ -165,6 +166,33 @@ def test_many_clips_of_one_video_overlap(tmp_path):
     for (start, end), (_, path) in zip(spans[:5], cuts, strict=False):
         assert shown(path) == [*range(start, end)]
     assert not (tmp_path / "5.mp4").exists()
+
+
+def test_frames_that_ffmpeg_drops_shift_no_clip(tmp_path):
+    """A recording that begins at a key frame which earlier pictures lean on, too."""
+    options = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0"}
+    write_barcodes(tmp_path / "whole.mkv", [*range(60)], options=options)
+    with (
+        av.open(str(tmp_path / "whole.mkv")) as whole,
+        av.open(str(tmp_path / "cut.mkv"), "w") as part,
+    ):
+        copy, keys = part.add_stream_from_template(whole.streams.video[0]), 0
+        for packet in whole.demux(video=0):
+            keys += packet.is_keyframe
+            if keys > 1 and packet.size:
+                packet.stream = copy
+                part.mux(packet)
+    video = tmp_path / "cut.mkv"
+    cuts = [(Cut(video, span), tmp_path / f"{span[0]}.mp4") for span in ((10, 20), (0, 9), (5, 39))]
+    cuts.append((Cut(video), tmp_path / "all.mp4"))
+    told = dict(filter(None, encode(cuts, Settings(64, "keep"))))
+    reason = f"cannot read {video}: frame 0 of {probe(video).frames} does not decode"
+    assert told == {0: None, 1: reason, 2: None, 3: reason}
+    for (first, stop), (_, path) in zip([(10, 20), (5, 39)], cuts[::2], strict=False):
+        expected = numbers(read_clip(video, range(first, stop)))
+        assert numbers(read_clip(path, range(stop - first))) == expected
+    assert not (tmp_path / "0.mp4").exists()
+    assert not (tmp_path / "all.mp4").exists()
 
 
 # Lists

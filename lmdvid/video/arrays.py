@@ -36,12 +36,12 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Each frame in order, uint8 (H,W,3)."""
-    return (frame() for frame in stream_lazily(path))
+    return (frame() for _, frame in stream_lazily(path))
 
 
-def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
-    """Each frame in order, as a call that reads it."""
-    return (partial(_frame, path, index) for index in range(len(_open(path))))
+def stream_lazily(path: Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
+    """Each frame's number, in order, and a call that reads it."""
+    return ((index, partial(_frame, path, index)) for index in range(len(_open(path))))
 
 
 def _frame(path: Path, index: int) -> "Tensor":
