@@ -27,7 +27,7 @@ from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
 from lmdvid.prepare import Settings, encode, prepare_clips
-from lmdvid.video import Cut, probe, read_clip, workers, write_video
+from lmdvid.video import Cut, VideoInfo, probe, read_clip, workers, write_video
 
 COLUMNS = "video_id,start,end,bbox,fps,width,height,partition"
 NTSC = Fraction(30000, 1001)
@@ -121,6 +121,25 @@ def test_frames_are_those_within_the_time_at_the_reference_rate(tmp_path, fps, r
     assert shown(tmp_path / "out/train/a#000010#000037.mp4") == expected
     if times is None:
         assert probe(tmp_path / "out/train/a#000010#000037.mp4").fps == fps
+
+
+@pytest.mark.parametrize(
+    ("fps", "reference", "expected"),
+    [
+        (Fraction(60000, 1001), "29.97", range(20000, 20128)),
+        (Fraction(48000, 1001), "23.976", range(20000, 20128)),
+        (Fraction(60000, 1001), "23.98", range(25000, 25160)),
+        (NTSC, "59.94", range(5000, 5032)),
+        (NTSC, "29.97", range(10000, 10064)),
+        (NTSC, "30", range(9990, 10054)),  # 9990.01 and 10053.9
+        (Fraction(30), "29.97", range(10011, 10075)),  # 10010.01 and 10074.07
+        (Fraction(30), "25", range(12000, 12077)),
+    ],
+)
+def test_rates_in_few_digits_do_not_drift_in_long_videos(fps, reference, expected):
+    info = VideoInfo(99999, fps, 8, 8, False, "h264", "video")
+    cut = Cut(Path("a.mp4"), (10000, 10064), Fraction(reference))
+    assert cut.frames(info, None) == expected
 
 
 @pytest.mark.parametrize("size", [(128, 96), (256, 192), (64, 48), (254, 192)])
