@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from shutil import rmtree
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
@@ -185,6 +185,10 @@ def _prepare(
 ) -> Prepared:
     source, output = Path(source), Path(output)
     _check_apart(source, output)
+    for task in tasks:
+        name = PurePath(task.name)
+        if not name.name or name.is_absolute() or ".." in name.parts:
+            raise PrepareError(f"{task.key}: '{task.name}' is no name of a file below {output}")
     output.mkdir(parents=True, exist_ok=True)
     with _locked(output):
         leftovers = output / _PARTS

@@ -26,7 +26,7 @@ from data_modules.metadata import videos_by_id, wanted_clips
 from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
-from lmdvid.prepare import Settings, encode, prepare_clips
+from lmdvid.prepare import PrepareError, Settings, encode, prepare_clips, prepare_cuts
 from lmdvid.video import Cut, VideoInfo, probe, read_clip, workers, write_video
 
 COLUMNS = "video_id,start,end,bbox,fps,width,height,partition"
@@ -301,13 +301,31 @@ def test_what_a_video_does_not_have_is_told(tmp_path):
         (["a,0,9,1-2-3,25,9,9,train"], COLUMNS, "line 2: not enough values"),
         (["a,0,9,3-2-3-4,25,9,9,train"], COLUMNS, "line 2: an empty box 3-2-3-4"),
         (["a,0,9,1-2-3-4,fast,9,9,train"], COLUMNS, "line 2: Invalid literal for Fraction"),
-        (["a,0,9,1-2-3-4,25,9,9,../.."], COLUMNS, "line 2: no name for a file: ../.."),
+        (["a,0,9,1-2-3-4,25,9,9,../.."], COLUMNS, r"line 2: no name for a file: '\.\./\.\.'"),
+        (["a,0,9,1-2-3-4,25,9,9,"], COLUMNS, "line 2: no name for a file: ''"),
+        ([",0,9,1-2-3-4,25,9,9,train"], COLUMNS, "line 2: no name for a file: ''"),
         (["a,0,9,1-2-3-4,25,9,9"], COLUMNS, "line 2: other columns than the first"),
     ],
 )
 def test_lists_that_are_none(tmp_path, rows, columns, text):
     with pytest.raises(DataError, match=text):
         wanted_clips(listed(tmp_path / "list.csv", *rows, columns=columns), {"a": Path("a.mp4")})
+
+
+def test_a_list_of_people_names_them(tmp_path):
+    table = listed(
+        tmp_path / "list.csv", "a,0,9,1-2-3-4,25,9,9,train,", columns=f"{COLUMNS},person_id"
+    )
+    with pytest.raises(DataError, match="line 2: no name for a file: ''"):
+        wanted_clips(table, {"a": Path("a.mp4")}, people=True)
+
+
+@pytest.mark.parametrize("name", ["/{tmp}/b.mp4", "../b.mp4", "x/../../b.mp4", ""])
+def test_nothing_is_written_elsewhere(tmp_path, name):
+    name = name.format(tmp=tmp_path)
+    with pytest.raises(PrepareError, match="is no name of a file below"):
+        prepare_cuts({name: Cut(tmp_path / "in/a.mp4")}, tmp_path / "in", tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_no_list_and_no_video(tmp_path, capsys):
