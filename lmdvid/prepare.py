@@ -5,20 +5,22 @@ clips out of it, in another process, which a damaged file may crash or hang. Run
 file is that process.
 """
 
+import errno
 import gc
 import json
+import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path, PurePath
 from shutil import rmtree
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from uuid import uuid4
 
 from lmdvid.video import VIDEO_SUFFIXES, Cut, Record, VideoInfo, VideoReadError, workers
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 
     from lmdvid.video import VideoWriter
 
+log = logging.getLogger(__name__)
+
 Fit = Literal["crop", "pad", "stretch", "keep"]
 
 _RECORD = ".lmdvid_prepared.jsonl"  # one line for each file that was made here
 _PARTS = ".lmdvid_parts"  # what is being written
 _FAILURES = "prepare_failed.txt"
 _NEWS_EVERY = 1.0  # seconds
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # some network disks
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
 
 
@@ -401,6 +406,14 @@ def _locked(output: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PrepareError(f"another run is writing to {output}; wait for its end") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                "%s knows no locks (%s): let one run at a time write to it",
+                output,
+                str(error.strerror).lower(),
+            )
         yield
 
 
@@ -452,8 +465,11 @@ class _Clip:
         self.next += 1
 
     def close(self, error: Exception | None = None) -> None:
-        if self.writer is not None:
-            self.writer.__exit__(error and type(error), error, None)
+        # Taken out first: one that fails to close, as on a full disk, is closed all the same.
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with suppress(OSError) if error else nullcontext():
+                writer.__exit__(error and type(error), error, None)
 
 
 class _Pictures:
@@ -548,8 +564,10 @@ def _open(
     if first.record is not None:
         example = first.record.load()
         frames = example.frames(range(len(example)))
-        return example.info, None, (
-            (number, partial(frames.__getitem__, number)) for number in range(len(example))
+        return (
+            example.info,
+            None,
+            ((number, partial(frames.__getitem__, number)) for number in range(len(example))),
         )
     timed = any(cut.fps is not None for cut, _ in cuts)
     times = frame_times(first.path) if timed else None
