@@ -36,7 +36,7 @@ Fit = Literal["crop", "pad", "stretch", "keep"]
 
 _RECORD = ".lmdvid_prepared.jsonl"  # one line for each file that was made here
 _PARTS = ".lmdvid_parts"  # what is being written
-_FAILURES = "prepare_failed.txt"
+_FAILURES, _MISSING = "prepare_failed.txt", "prepare_missing.txt"
 _NEWS_EVERY = 1.0  # seconds
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # some network disks
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
@@ -55,7 +55,7 @@ class Settings:
         fit: `crop` to the central square, as data modules do with what they read, or `pad` to a
             square by repeating the edge pixels, each then resized to `size`; `stretch` resizes to a
             square what is none; `keep` resizes the shorter side to `size` and keeps the shape.
-        crf: quality of x264, 18 is hardly seen, 0 the best, 51 the worst.
+        crf: quality of x264, 18 is hardly seen, 0 the best, 51 the worst; nothing to pictures.
         version: of the way they are encoded.
     """
 
@@ -95,6 +95,7 @@ class Prepared:
         failed: names of those that could not be, and why.
         strangers: files made here earlier, of clips that are not among those given.
         report: the list of what failed; None if nothing did.
+        missing: the list of originals that were not there; None if there is none.
     """
 
     made: list[str] = field(default_factory=list)
@@ -102,6 +103,7 @@ class Prepared:
     failed: dict[str, str] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)
     report: Path | None = None
+    missing: Path | None = None
 
 
 def prepare_clips(
@@ -132,7 +134,8 @@ def prepare_clips(
     """
     names = _names(clips)
     tasks = [_Task(key, names[key], Cut(path)) for key, path in clips.items()]
-    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
+    settings = settings or Settings()
+    return _prepare(tasks, source, output, settings, jobs, progress, timeout, (), {})
 
 
 def prepare_cuts(
@@ -143,6 +146,8 @@ def prepare_cuts(
     jobs: int | None = None,
     progress: bool = False,
     timeout: float = 60.0,
+    missing: Sequence[str] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Encode parts of clips as H.264 with a key frame every 12 frames and no B-frames.
 
@@ -164,12 +169,16 @@ def prepare_cuts(
         progress: show a bar.
         timeout: seconds for which FFmpeg may give no frame of a file before that counts as hanging;
             one more for every 10 MB of it.
+        missing: names of originals that are not there, to be listed in `prepare_missing.txt`.
+        failed: names of clips that are known to be impossible, and why; they are listed with those
+            that turn out to be.
 
     Raises:
         PrepareError: The folders contain each other, or another run is writing to `output`.
     """
     tasks = [_Task(name, name, cut) for name, cut in cuts.items()]
-    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
+    settings = settings or Settings()
+    return _prepare(tasks, source, output, settings, jobs, progress, timeout, missing, failed or {})
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,8 @@ def _prepare(
     jobs: int | None,
     progress: bool,
     timeout: float,
+    missing: Sequence[str],
+    failed: Mapping[str, str],
 ) -> Prepared:
     source, output = Path(source), Path(output)
     _check_apart(source, output)
@@ -198,15 +209,18 @@ def _prepare(
     with _locked(output):
         leftovers = output / _PARTS
         rmtree(leftovers, ignore_errors=True)
-        result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
-        rmtree(leftovers, ignore_errors=True)
-    result.report = write_list(
-        output / _FAILURES, [f"{key}: {why}" for key, why in sorted(result.failed.items())]
-    )
+        try:
+            result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
+        finally:
+            rmtree(leftovers, ignore_errors=True)
+        result.failed |= failed
+        lines = [f"{key}: {why}" for key, why in sorted(result.failed.items())]
+        result.report = _write_list(output / _FAILURES, lines)
+        result.missing = _write_list(output / _MISSING, missing)
     return result
 
 
-def write_list(path: Path, lines: Sequence[str]) -> Path | None:
+def _write_list(path: Path, lines: Sequence[str]) -> Path | None:
     """Write lines into a file; without lines there is none, and None is returned."""
     if not lines:
         path.unlink(missing_ok=True)
@@ -229,7 +243,8 @@ def _make(
     parts.mkdir(parents=True)
     record = output / _RECORD
     done = _load(record)
-    result = Prepared(strangers=sorted({*done} - {task.name for task in tasks}))
+    others = {*done} - {task.name for task in tasks}
+    result = Prepared(strangers=sorted(n for n in others if os.path.lexists(output / n)))
     facts_of = cache(_facts)
     # Of each video the clips to make, each with the facts to note.
     videos: dict[tuple[Path, Record | None], list[tuple[_Task, dict[str, Any]]]] = {}
@@ -241,6 +256,8 @@ def _make(
             reason = str(error.strerror).lower()
             result.failed[task.key] = f"cannot read {task.cut.path}: {reason}"
             continue
+        if not task.name.endswith(".mp4"):
+            del facts["crf"]  # pictures lose nothing
         known = done.get(task.name)
         if known is None and os.path.lexists(target):
             result.failed[task.key] = f"{target} is there, but was not made by this: move it away"

@@ -188,6 +188,8 @@ def test_a_second_run_does_only_what_changed(source, tmp_path):
     assert {probe(path).width for path in find_clips(output).values()} == {48}
     (source / "train/id1#a#1#30.mp4").unlink()
     assert run(source, output, Settings(size=48)).strangers == ["train/id1#a#1#30.mp4"]
+    (output / "train/id1#a#1#30.mp4").unlink()
+    assert run(source, output, Settings(size=48)).strangers == []
 
 
 def test_damaged_clips_are_listed_with_reasons_and_the_rest_is_done(source, tmp_path, capsys):
@@ -355,6 +357,7 @@ def test_disks_without_locks_are_written_to(source, tmp_path, monkeypatch, caplo
     ("words", "text"),
     [
         (["--size", "33"], "size is 33; it must be even"),
+        (["--size", "0"], "size is 0; it must be even, and 16 or more"),
         (["--crf", "60"], "crf is 60"),
         (["--jobs", "0"], "--jobs: must be at least 1"),
         (["--output", "{in}"], "contain each other"),

@@ -333,8 +333,11 @@ def test_no_list_and_no_video(tmp_path, capsys):
     table = listed(tmp_path / "list.csv", "b,0,9,1-2-3-4,25,9,9,train")
     with pytest.raises(DataError, match="does not exist; give the csv"):
         wanted_clips(tmp_path / "none.csv", {})
+    empty = listed(tmp_path / "empty.csv")
     for what, more, code, text in (
         ("ted", ["--metadata", str(table)], 2, "holds none of the 1 videos of"),
+        ("ted", ["--metadata", str(empty)], 2, "empty.csv: the list has no rows"),
+        ("bair", ["--to", "png", "--crf", "9"], 2, "argument --crf: not for png"),
         ("taichi", [], 2, "taichi needs --metadata"),
         ("clips", ["--metadata", str(table)], 2, "argument --metadata: not for clips"),
         ("voxceleb", ["--metadata", str(table)], 1, "lacks the column(s) person_id"),
