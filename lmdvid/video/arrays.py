@@ -1,5 +1,6 @@
 """Clips kept as numpy arrays: `.npy` files of frames, uint8 (T,H,W,3)."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ ARRAY_SUFFIXES = frozenset({".npy"})
 
 def is_array(name: str) -> bool:
     """Whether this is the name of a file that holds an array."""
-    return name[-4:].lower() in ARRAY_SUFFIXES
+    return os.path.splitext(name)[1].lower() in ARRAY_SUFFIXES
 
 
 def probe(path: Path) -> VideoInfo:
@@ -56,7 +57,8 @@ def _open(path: Path) -> "np.ndarray":
     except OSError as error:
         raise VideoReadError(path, str(error.strerror or error).lower()) from None
     except (ValueError, EOFError) as error:
-        raise VideoReadError(path, f"no whole .npy file ({str(error).splitlines()[0]})") from None
+        reason, *_ = str(error).splitlines() or ["cut off"]
+        raise VideoReadError(path, f"no whole .npy file ({reason})") from None
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
         raise VideoReadError(
             path, f"holds {array.dtype} {array.shape}; frames are uint8 (T, H, W, 3)"
