@@ -55,7 +55,9 @@ class ExponentialMovingAverage(nn.Module):
                 "pass the module itself, not a wrapper of it"
             )
         # 1 - d as a tensor, so that no step waits for the device: 1 - (1 + n)/(10 + n) = 9/(10 + n)
-        step = torch.full((), 1 - self.decay, dtype=torch.float64, device=self.n_updates.device)
+        device = self.n_updates.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        step = torch.full((), 1 - self.decay, dtype=dtype, device=device)
         if self.warm_up:
             step = torch.maximum(step, 9 / (10 + self.n_updates.to(step)))
         for name, average in averages.items():

@@ -16,6 +16,7 @@ from einops import rearrange
 from rich.progress import Progress
 from torch import Tensor
 
+from lmdvid.ops.precision import exact
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import IMAGE_SUFFIXES, VideoWriter, to_uint8, write_image
 from lmdvid.video.overlap import write_behind
@@ -64,7 +65,7 @@ class Plan:
             walk's place, not the step; a place other than 0 in frame 0 moves the whole walk.
         alpha: A file with the walks instead: csv with a column for each direction, named by its
             number, and a row for each frame with the places along it; or npz with `alpha`
-            (T - 1, N), the steps.
+            (T - 1, N), the steps, which begin at the video's own appearance.
 
     Raises:
         GenerationError: For settings that make no sense or contradict each other.
@@ -99,6 +100,8 @@ class Plan:
             )
         if sum(map(bool, (self.activate, self.control, self.alpha))) > 1:
             raise GenerationError("choose one of activate, control and alpha")
+        if self.fix == "motion" and (self.control or self.alpha):
+            raise GenerationError("control and alpha are one motion for all: leave fix=motion out")
 
 
 APPEARANCE, MOTION = 0, 1  # streams of noise
@@ -127,7 +130,7 @@ def sample_codes(network: VideoGenerator, plan: Plan, index: int) -> Any:
     Raises:
         GenerationError: If the network has no such direction, or a file cannot be read.
     """
-    parameter = next(network.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    parameter = _parameter(network)
     who = 0 if plan.fix == "appearance" else index
     what = 0 if plan.fix == "motion" or plan.interpolate else index
     if plan.interpolate:
@@ -236,14 +239,15 @@ def _read_steps(path: Path, frames: int, directions: int) -> Tensor:
     try:
         with np.load(path) as file:
             alpha = file["alpha"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
         raise GenerationError(f"{path} is no npz file with an array `alpha`: {error}") from None
     if alpha.ndim == 3 and len(alpha) == 1:
         alpha = alpha[0]
-    if alpha.shape != (frames - 1, directions) or not np.isfinite(alpha).all():
+    fits = alpha.dtype.kind in "fiu" and alpha.shape == (frames - 1, directions)
+    if not fits or not np.isfinite(alpha).all():
         raise GenerationError(
-            f"{path} has alpha of shape {alpha.shape}: for {frames} frames and {directions} "
-            f"directions give finite numbers ({frames - 1}, {directions})"
+            f"{path} has alpha of {alpha.dtype} {alpha.shape}: for {frames} frames and "
+            f"{directions} directions give finite numbers ({frames - 1}, {directions})"
         )
     return torch.from_numpy(alpha)
 
@@ -251,9 +255,11 @@ def _read_steps(path: Path, frames: int, directions: int) -> Tensor:
 def _read_places(path: Path, frames: int) -> dict[int, np.ndarray]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            head, *rows = csv.reader(file)
+            head, *rows = filter(None, csv.reader(file))
         table = np.array(rows, dtype=float).reshape(len(rows), len(head))
         directions = [int(name) for name in head]
+        if len(set(directions)) < len(directions):
+            raise ValueError("a direction is there twice")
         if not np.isfinite(table).all():
             raise ValueError("not all numbers are finite")
     except OSError as error:
@@ -276,19 +282,24 @@ def stack_codes(codes: Sequence[Any]) -> Any:
     )
 
 
-@torch.no_grad()
 def generate(network: VideoGenerator, plan: Plan, indices: Sequence[int]) -> Tensor:
-    """Videos by their indices.
+    """Videos by their indices, in float32 whatever autocast says: the same ones everywhere.
 
     Returns:
         (B, T, 3, size, size) float32 clamped to [-1, 1].
     """
-    codes = stack_codes([sample_codes(network, plan, index) for index in indices])
-    parts = [
-        network.render(codes, start, min(start + CHUNK, plan.frames)).float().clamp(-1, 1)
-        for start in range(0, plan.frames, CHUNK)
-    ]
-    return torch.cat(parts, dim=1)
+    with exact(_parameter(network).device):
+        codes = stack_codes([sample_codes(network, plan, index) for index in indices])
+        parts = [
+            network.render(codes, start, min(start + CHUNK, plan.frames)).float().clamp(-1, 1)
+            for start in range(0, plan.frames, CHUNK)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def _parameter(network: VideoGenerator) -> Tensor:
+    """Some parameter, for its device and dtype."""
+    return next(network.parameters())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def generate_files(
@@ -296,9 +307,9 @@ def generate_files(
     output: str | Path,
     videos: int = 16,
     plan: Plan | None = None,
-    fps: float = 25,
+    fps: float | None = None,
     columns: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: str = "auto",
     save_codes: bool = False,
     progress: bool = True,
@@ -312,12 +323,13 @@ def generate_files(
             frames, evenly spread.
         videos: How many.
         plan: Which ones; None is 16 frames each.
-        fps: Frames per second.
-        columns: Of the grid; None makes it square.
-        batch_size: Videos that are drawn at once into a folder. Memory does not grow with their
-            number or length; that of a grid grows with their number.
+        fps: Frames per second; None is 25.
+        columns: Of a grid that plays; None makes it square.
+        batch_size: Videos that are drawn at once into a folder, None is 8. Memory does not grow
+            with their number, that of a grid does; the length adds nothing but the codes.
         device: `auto` is CUDA, then Apple's GPU, then the CPU.
-        save_codes: Write `000000.npz` beside each video: its codes by name, for `Plan.alpha`.
+        save_codes: Write `000000.npz` beside each video: its codes by name; `Plan.alpha` reads the
+            steps, `alpha`.
         progress: Show a progress bar.
 
     Returns:
@@ -328,18 +340,27 @@ def generate_files(
         GenerationError: If it does not generate videos from noise, or the plan makes no sense.
     """
     plan, output = plan or Plan(), Path(output)
-    suffix = output.suffix.lower()
+    suffix = "" if output.is_dir() else output.suffix.lower()
     if plan.interpolate:
         videos = plan.interpolate
-    for name, value in (("videos", videos), ("batch_size", batch_size), ("columns", columns or 1)):
-        if value < 1:
+    for name, value in (("videos", videos), ("batch_size", batch_size), ("columns", columns)):
+        if value is not None and value < 1:
             raise GenerationError(f"{name} is {value}: choose 1 or more")
+    if fps is not None and not 0 < fps < math.inf:
+        raise GenerationError(f"fps is {fps}: choose a number above 0, such as 25")
     if suffix and suffix not in (".mp4", ".m4v", ".gif", *IMAGE_SUFFIXES):
         raise GenerationError(
             f"cannot write {output.name}: give a folder, or a file ending in .mp4, .gif, .png, .jpg"
         )
     if suffix and save_codes:
         raise GenerationError("codes are saved beside each video: give a folder as output")
+    if suffix and batch_size is not None:
+        raise GenerationError("a grid's videos are drawn together: leave the batch size out")
+    if columns is not None and (not suffix or suffix in IMAGE_SUFFIXES):
+        raise GenerationError("columns are those of a grid that plays: give .mp4 or .gif as output")
+    if fps is not None and suffix in IMAGE_SUFFIXES:
+        raise GenerationError("a picture has no rate: leave fps out")
+    fps, batch_size = fps or 25, batch_size or 8
     network = load_network(checkpoint, choose_device(device))
     if not all(hasattr(network, name) for name in ("sample_codes", "render")):
         raise GenerationError(
@@ -381,7 +402,7 @@ def _moments(network: VideoGenerator, codes: Any, frames: int) -> Iterator[Tenso
     videos = len(next(iter(vars(codes).values())))
     chunk = max(1, CHUNK // videos)
     for start in range(0, frames, chunk):
-        with torch.no_grad():
+        with exact(_parameter(network).device):
             shown = network.render(codes, start, min(start + chunk, frames)).float()
         yield from to_uint8(shown.cpu()).movedim(1, 0)
 

@@ -67,9 +67,10 @@ class LatentNavigator(nn.Module):
             self._cache = None
             return self._orthonormal()
         key = self._cache_key()
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, self._orthonormal().detach())
-        return self._cache[1]
+        kept = self._cache  # which another thread may drop
+        if kept is None or kept[0] != key:
+            self._cache = kept = (key, self._orthonormal().detach())
+        return kept[1]
 
     def displace(self, alpha: Tensor) -> Tensor:
         """The displacement sum_i alpha_i d_i.

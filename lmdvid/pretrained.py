@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmdvid import networks
+from lmdvid.navigator import LatentNavigator
 from lmdvid.networks import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -42,7 +43,11 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     kind = type(network)
-    config = {"network": f"{kind.__module__}.{kind.__qualname__}", "config": network.config}
+    arguments = dict(network.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if isinstance(navigator := getattr(network, "navigator", None), LatentNavigator):
+        # It may have been put there since.
+        arguments |= {"directions": navigator.directions, "orthogonal": navigator.orthogonal}
+    config = {"network": f"{kind.__module__}.{kind.__qualname__}", "config": arguments}
     # Both are complete before either takes its place.
     weights_part, config_part = folder / f"{WEIGHTS_FILE}.part", folder / f"{CONFIG_FILE}.part"
     try:

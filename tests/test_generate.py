@@ -172,6 +172,7 @@ def test_tables_that_make_no_sense(network, tmp_path):
         ("c.csv", "", "no table"),
         ("d.csv", "1\n0\nnan\n", "finite"),
         ("e.csv", "1\n0\n", "has 1 rows"),
+        ("f.csv", "1,1\n0,0\n1,1\n", "there twice"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(GenerationError, match=words):
@@ -179,6 +180,31 @@ def test_tables_that_make_no_sense(network, tmp_path):
     np.savez(tmp_path / "f.npz", alpha=np.zeros((3, 16)))
     with pytest.raises(GenerationError, match=r"give finite numbers \(1, 16\)"):
         sample_codes(network, Plan(frames=2, alpha=str(tmp_path / "f.npz")), 0)
+
+
+def test_blank_lines_and_broken_files(network, tmp_path):
+    (tmp_path / "a.csv").write_text("1\n0\n2\n\n")
+    codes = sample_codes(network, Plan(frames=2, alpha=str(tmp_path / "a.csv")), 0)
+    assert codes.alpha[0, 0, 1] == 2
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", np.zeros((1, 16)))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    np.savez(tmp_path / "words.npz", alpha=np.full((1, 16), "a"))
+    for name in ("empty", "array", "words"):
+        with pytest.raises(GenerationError, match=name):
+            sample_codes(network, Plan(frames=2, alpha=str(tmp_path / f"{name}.npz")), 0)
+
+
+def test_autocast_changes_no_video(network):
+    plain = generate(network, Plan(frames=3), [0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generate(network, Plan(frames=3), [0]), plain)
+
+
+def test_a_folder_with_a_dot(checkpoint, tmp_path):
+    (tmp_path / "v1.0").mkdir()
+    (path,) = generate_files(checkpoint, tmp_path / "v1.0", 1, Plan(frames=2), progress=False)
+    assert path == tmp_path / "v1.0" / "000000.mp4"
 
 
 def test_a_folder_of_videos(checkpoint, network, tmp_path):
@@ -229,6 +255,12 @@ def test_a_grid_and_a_sheet(checkpoint, network, tmp_path, capsys):
         (["--output", "x", "--control", "99=linear:0..1"], "no direction 99"),
         (["--output", "x", "--activate", "one"], "whole numbers"),
         (["--output", "x", "--device", "abacus"], "not available"),
+        (["--output", "x", "--fps", "0"], "fps is 0"),
+        (["--output", "x", "--columns", "2"], "columns are those of a grid"),
+        (["--output", "x.png", "--columns", "2"], "columns are those of a grid"),
+        (["--output", "x.png", "--fps", "5"], "a picture has no rate"),
+        (["--output", "x.mp4", "--batch-size", "2"], "leave the batch size out"),
+        (["--output", "x", "--fix", "motion", "--control", "1=linear:0..1"], "leave fix=motion"),
     ],
 )
 def test_command_lines_that_make_no_sense(

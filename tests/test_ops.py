@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lmdvid.networks.layers import EqualConv2d
 from lmdvid.networks.lia import Generator
 from lmdvid.ops import convolution
 from lmdvid.ops.convolution import Convolution, kept
@@ -223,3 +224,19 @@ def test_an_error_in_a_piece_ends_all_and_is_raised():
         at_once(lambda piece: 1 // piece, [1, 0, 1])
     assert torch.get_num_threads() == 4
     assert threading.active_count() == before
+
+
+def test_weights_prepared_before_a_fused_step_are_not_used_after_it():
+    """A fused optimiser changes weights in their place and counts no version."""
+    layer = EqualConv2d(8, 8, 3).eval()
+    x = torch.randn(1, 8, 16, 16)
+    with torch.no_grad():
+        layer(x)
+    layer.train()
+    adam = torch.optim.Adam(layer.parameters(), 0.1, fused=True)
+    layer(x).square().mean().backward()
+    adam.step()
+    layer.eval()
+    with torch.no_grad():
+        prepared = layer(x)
+    torch.testing.assert_close(prepared, layer(x).detach(), atol=1e-4, rtol=1e-4)

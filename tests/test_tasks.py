@@ -324,7 +324,7 @@ def test_scores_are_what_they_say(tmp_path):
     flat = [torch.full((1, 4, 3, 32, 32), 2 * grey - 1) for grey in (0.2, 0.6)]
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     ssim = task._scores(flat[0], flat[1], video[:, 0])["ssim"].item()
-    assert ssim == pytest.approx(expected, rel=1e-4)
+    assert ssim == pytest.approx(expected, rel=5e-4)
 
 
 def test_samples_and_scores_reach_the_loggers(tmp_path):

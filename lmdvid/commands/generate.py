@@ -60,9 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rows, or an npz of --save-codes",
     )
     add("--save-codes", action="store_true", help="write each video's codes beside it, as .npz")
-    add("--fps", type=float, default=25, metavar="F", help="(default: %(default)s)")
-    add("--columns", type=int, metavar="N", help="of the grid (default: makes it square)")
-    add("--batch-size", type=int, default=8, metavar="N", help="videos at once (%(default)s)")
+    add("--fps", type=float, metavar="F", help="frames per second (default: 25)")
+    add("--columns", type=int, metavar="N", help="of a grid that plays (default: makes it square)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="videos at once, into a folder (default: 8)",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; default: the fastest one here")
 
 

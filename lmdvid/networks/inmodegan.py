@@ -52,11 +52,6 @@ class Codes:
     appearance: Tensor
     alpha: Tensor
 
-    @property
-    def frames(self) -> int:
-        """T."""
-        return self.alpha.shape[1] + 1
-
 
 class MappingNetwork(nn.Sequential):
     """Appearance noise (B, Z) to w_0 (B, D): StyleGAN2's mapping network.
@@ -374,7 +369,9 @@ class Generator(nn.Module):
         order = spread.argsort(descending=True)
         basis = self.navigator.basis()[order]
         if self.navigator.orthogonal == "svd":
-            self.navigator = LatentNavigator(self.navigator.dim, len(order), "polar").to(basis)
+            former = self.navigator
+            self.navigator = LatentNavigator(former.dim, len(order), "polar").to(basis)
+            self.navigator.train(self.training).requires_grad_(former.weight.requires_grad)
             self.config["orthogonal"] = "polar"
         self.navigator.weight.copy_(basis.T)
         self.motion.magnitudes.weight.copy_(self.motion.magnitudes.weight[order])
@@ -527,7 +524,8 @@ class Discriminators(nn.Module):
         kind: `3d` has 3-D kernels; `2d` sees the frames as channels of one image, which costs a
             fraction (ours: the paper does not say).
         image_frames: Random frames of each clip that the image discriminator judges; the paper's
-            is 1, more (ours) teach a small batch of clips more about appearance.
+            is 1, more (ours) teach a small batch of clips more about appearance. Losses are means
+            over them; an R1 penalty, which is of a clip, is their sum.
 
     Raises:
         ValueError: If a speed leaves fewer than two frames, or is there twice.

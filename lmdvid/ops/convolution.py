@@ -170,10 +170,12 @@ def _missing() -> str | None:
 
 def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtype | None:
     """The dtype to compute in, where the owner's parameters can be expected to stay."""
+    if owner.training or torch.is_grad_enabled():
+        # Training may change them without a word: fused optimisers count no versions.
+        _KEPT.pop(owner, None)
+        return None
     if (
-        owner.training
-        or x.device.type != "cpu"
-        or torch.is_grad_enabled()
+        x.device.type != "cpu"
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or type(x) is not Tensor  # such as those without values that are traced with

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+_sharing_out = Lock()
 
 
 def at_once(work: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
@@ -15,8 +17,8 @@ def at_once(work: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
 
     Where all of torch's threads compute one piece, they wait for the slowest of them after every
     operation; with anything else to do for the processor (decoding, encoding) that is most of the
-    time. Here nobody waits before the end. Whatever torch keeps by thread, such as whether
-    gradients are computed, is for `work` to set.
+    time. Here nobody waits before the end. Two callers take turns. Whatever torch keeps by thread,
+    such as whether gradients are computed, is for `work` to set.
 
     Args:
         work: Called with each piece; a single one, in the caller's thread.
@@ -30,12 +32,13 @@ def at_once(work: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
     """
     if len(pieces) == 1:
         return [work(pieces[0])]
-    threads = torch.get_num_threads()
-    share = max(1, threads // len(pieces))
-    try:
-        with ThreadPoolExecutor(
-            len(pieces), initializer=torch.set_num_threads, initargs=(share,)
-        ) as pool:
-            return list(pool.map(work, pieces))
-    finally:
-        torch.set_num_threads(threads)  # which is also what later threads begin with
+    with _sharing_out:
+        threads = torch.get_num_threads()
+        share = max(1, threads // len(pieces))
+        try:
+            with ThreadPoolExecutor(
+                len(pieces), initializer=torch.set_num_threads, initargs=(share,)
+            ) as pool:
+                return list(pool.map(work, pieces))
+        finally:
+            torch.set_num_threads(threads)  # which is also what later threads begin with

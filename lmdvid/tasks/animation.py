@@ -148,8 +148,8 @@ class AnimationTask(AdversarialTask):
             )
 
         # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower.
-        frames = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        ssim = structural_similarity_index_measure(*frames, data_range=1.0)
+        made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
+        ssim = structural_similarity_index_measure(made, true, data_range=1.0)
         return {
             # On a scale of [0, 1], as LIA reports it.
             "l1": 0.5 * losses.l1(result, truth),

@@ -49,7 +49,8 @@ class InMoDeGAN(AdversarialTask):
             of path lengths would punish motion.
         discriminator_every: See `AdversarialTask`.
         ema: Decay of the generator's moving average.
-        columns: Motions in the sample video, whose rows are appearances.
+        rows: Appearances in the sample video.
+        columns: Motions in it.
         prediction: What `lightning predict` makes; the data module's `generate` says how many.
     """
 
@@ -79,25 +80,26 @@ class InMoDeGAN(AdversarialTask):
         generator_every: int = 0,
         discriminator_every: int = 16,
         ema: float = 0.999,
+        rows: int = 4,
         columns: int = 4,
         prediction: Plan | None = None,
     ) -> None:
         if adversarial <= 0:
             raise ValueError(f"adversarial={adversarial}: nothing else trains this; choose above 0")
         generator = Generator(
-            size,
-            dim,
-            directions,
-            width,
-            orthogonal,
-            appearance_noise,
-            motion_noise,
-            mapping_layers,
-            motion_layers,
-            motion_init,
-            motion_lr_mul,
-            noise,
-            checkpointing,
+            size=size,
+            dim=dim,
+            directions=directions,
+            width=width,
+            orthogonal=orthogonal,
+            appearance_noise=appearance_noise,
+            motion_noise=motion_noise,
+            mapping_layers=mapping_layers,
+            motion_layers=motion_layers,
+            motion_init=motion_init,
+            motion_lr_mul=motion_lr_mul,
+            noise=noise,
+            checkpointing=checkpointing,
         )
         super().__init__(
             generator=generator,
@@ -116,6 +118,7 @@ class InMoDeGAN(AdversarialTask):
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.frames = frames
+        self.rows = rows
         self.columns = columns
         self.prediction = prediction or Plan(frames=frames)
         self.features: EfficientNetClips | None = None
@@ -192,17 +195,17 @@ class InMoDeGAN(AdversarialTask):
         self.log(f"{stage}/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
         return self._samples() if batch_idx == 0 and self.global_rank == 0 else None
 
-    def _samples(self, rows: int = 4) -> dict[str, Tensor]:
+    def _samples(self) -> dict[str, Tensor]:
         """Panels of a grid of videos: appearances as rows, motions as columns."""
         network = cast(VideoGenerator, self.generator_ema.network)
         random = torch.Generator().manual_seed(0)
-        z_a = torch.randn(rows, network.appearance_noise, generator=random)
+        z_a = torch.randn(self.rows, network.appearance_noise, generator=random)
         z_m = torch.randn(self.columns, self.frames - 1, network.motion_noise, generator=random)
         panels = {}
         with torch.no_grad():
             for column, motion in enumerate(z_m):
                 codes = network.sample_codes(
-                    z_a.to(self.device), motion.expand(rows, -1, -1).to(self.device)
+                    z_a.to(self.device), motion.expand(self.rows, -1, -1).to(self.device)
                 )
                 panels[f"motion {column}"] = network.render(codes).float().clamp(-1, 1)
         return panels

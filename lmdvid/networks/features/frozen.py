@@ -1,11 +1,12 @@
 """Pretrained networks that never learn: how they behave inside a model that does."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lmdvid.ops.precision import exact
 
 
 class FrozenNetwork(nn.Module):
@@ -73,19 +74,6 @@ class Measure(FrozenNetwork):
     digest: str
     """SHA-256 of the weights; part of a result."""
 
-    @contextmanager
-    def exactly(self, device: torch.device) -> Iterator[None]:
-        """Compute in plain float32 without gradients."""
-        matmul = torch.backends.cuda.matmul
-        conv = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-        before = matmul.fp32_precision, conv.fp32_precision
-        matmul.fp32_precision = conv.fp32_precision = "ieee"
-        try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                yield
-        finally:
-            matmul.fp32_precision, conv.fp32_precision = before
-
     def _apply(self, fn: Callable, recurse: bool = True) -> "Measure":
         # Follows to another device, but not to another precision.
         return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
@@ -119,7 +107,7 @@ class VideoFeatures(Measure):
             ValueError: Another shape, or values that are whole numbers or beyond [-1, 1].
         """
         check_clips(video, self.frames)
-        with self.exactly(video.device):
+        with exact(video.device):
             return self.embed(video.float())
 
     def embed(self, video: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lmdvid.networks.features.published import (
     VGG16,
     fill,
 )
+from lmdvid.ops.precision import exact
 
 _VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool")
 _VGG16 += (512, 512, 512)
@@ -107,7 +108,7 @@ class LPIPS(Measure):
                 f"LPIPS compares images (B, 3, H, W) of one size of at least {smallest} px, not "
                 f"{shapes[0]} and {shapes[1]}"
             )
-        with self.exactly(prediction.device):
+        with exact(prediction.device):
             pairs = zip(self._maps(prediction), self._maps(target), strict=True)
             distances = [
                 ((_unit(a) - _unit(b)).square() * getattr(self, f"head{i}")[:, None, None])
