@@ -71,7 +71,7 @@ class BAIR(VideoDataModule):
         frames: frames per clip in a batch, T.
         sampling: `random` draws T different frames of a clip in any order; `consecutive` a window
             of T frames; `all` gives every frame, one clip at a time, unshuffled.
-        stride: distance between consecutive frames, in training and evaluation.
+        stride: distance between consecutive frames, in training (but for `random`) and evaluation.
         samples_per_clip: how often an epoch visits every clip.
         split: `auto` takes the folders train/ and test/, `random` holds out a share of all clips
             below root, `time` the last frames of every clip.

@@ -91,7 +91,7 @@ class VideoDataModule(LightningDataModule):
         sampling: `random` draws T different frames of a clip in any order (with repetition where a
             clip has fewer); `consecutive` a window of T frames (shorter clips are left out);
             `all` gives every frame, one clip at a time whatever `batch_size`, unshuffled.
-        stride: distance between consecutive frames, in training and evaluation.
+        stride: distance between consecutive frames, in training (but for `random`) and evaluation.
         samples_per_clip: how often an epoch visits every clip; small sets need more than 1.
         identity_sampling: an epoch visits every identity instead of every clip, and draws one of
             its clips.

@@ -70,9 +70,10 @@ def wanted_clips(table: Path, videos: Mapping[str, Path], people: bool = False) 
                 raise ValueError(f"an empty box {row['bbox']}")
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(f"{table}, line {line}: {error}") from None
-        names = [row["partition"], row["person_id"] if people else "", video]
-        if any("/" in name or "\\" in name or name in (".", "..") for name in names):
-            raise DataError(f"{table}, line {line}: no name for a file: {' '.join(names)}")
+        names = [row["partition"], *([row["person_id"]] if people else []), video]
+        for name in names:
+            if "/" in name or "\\" in name or name in ("", ".", ".."):
+                raise DataError(f"{table}, line {line}: no name for a file: '{name}' in {names}")
         if video not in videos:
             missing[video] = missing.get(video, 0) + 1
             continue

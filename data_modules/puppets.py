@@ -38,7 +38,7 @@ class Puppets(VideoDataModule):
         frames: frames per clip in a batch, T.
         sampling: `random` draws T different frames of a clip in any order; `consecutive` a window
             of T frames; `all` gives every frame, one clip at a time, unshuffled.
-        stride: distance between consecutive frames, in training and evaluation.
+        stride: distance between consecutive frames, in training (but for `random`) and evaluation.
         samples_per_clip: how often an epoch visits every clip.
         seed: of orders and draws.
         eval_clips: number of test clips for validation, all where null.

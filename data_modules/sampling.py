@@ -100,8 +100,9 @@ class ClipDataset(Dataset):
         size: side in pixels.
         frames: T.
         sampling: `random`: T different frames (with repetition where the clip has fewer);
-            `consecutive`: a window of T frames at a random place; `all`: the whole clip.
-        stride: distance between consecutive frames.
+            `consecutive`: a window of T frames at a random place; `all`: the whole clip,
+            every `stride`-th frame of it.
+        stride: distance between consecutive frames; `random` has none.
         training: draw; else take the window from the start of the clip.
         by_identity: an item is an identity.
         seed: of all draws.
@@ -165,7 +166,7 @@ class ClipDataset(Dataset):
 
     def _draw(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
         if self.sampling == "all":
-            return np.arange(clip.start, clip.stop, dtype=np.int64)
+            return np.arange(clip.start, clip.stop, self.stride, dtype=np.int64)
         if self.sampling == "random":
             chosen = rng.choice(len(clip), self.frames, replace=len(clip) < self.frames)
             return clip.start + chosen.astype(np.int64)
@@ -259,7 +260,8 @@ class PairDataset(Dataset):
 def _first(frames: torch.Tensor | Encoded) -> torch.Tensor | Encoded:
     if isinstance(frames, torch.Tensor):
         return frames[0]
-    return Encoded(frames.path, frames.data, np.atleast_1d(frames.frames).tolist()[0])
+    number = frames.frames if isinstance(frames.frames, int) else frames.frames[0]
+    return Encoded(frames.path, frames.data, number)
 
 
 class Decoding:
@@ -321,8 +323,9 @@ def pair_with_next_identity(clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip
 def read_pairs(path: Path, clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]]:
     """Read a table of pairs: columns `source`, `driving` and, where wanted, `frame`.
 
-    Clips are named by their key or by its last part, with or without suffix. Pairs that name a
-    clip which is not there are left out and counted: the published lists outlive their videos.
+    Clips are named by their key, else by its last part, each with or without suffix. Pairs that
+    name a clip which is not there are left out and counted: the published lists outlive their
+    videos.
 
     Raises:
         DataError: if the file or a column is missing, or no pair is left.
@@ -332,21 +335,31 @@ def read_pairs(path: Path, clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]
     names: dict[str, Clip | None] = {}
     for clip in clips:
         last = clip.key.rsplit("/", 1)[-1]
-        for name in {clip.key, without_suffix(clip.key), last, without_suffix(last)}:
+        for name in {without_suffix(clip.key), last, without_suffix(last)}:
             # a short name that two clips share names neither
             names[name] = clip if names.get(name, clip) is clip else None
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        missing = {"source", "driving"} - set(table.fieldnames or ())
-        if missing:
-            raise DataError(
-                f"pairs: {path} lacks the column(s) {', '.join(sorted(missing))}; "
-                f"it has {', '.join(table.fieldnames or ()) or 'none'}"
-            )
-        rows = list(table)
+    names |= {clip.key: clip for clip in clips}
+
+    def find(name: str | None) -> Clip | None:
+        if not name or name in names:
+            return names.get(name or "")
+        return names.get(without_suffix(name))  # a folder of what was a video's frames
+
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            missing = {"source", "driving"} - set(table.fieldnames or ())
+            if missing:
+                raise DataError(
+                    f"pairs: {path} lacks the column(s) {', '.join(sorted(missing))}; "
+                    f"it has {', '.join(table.fieldnames or ()) or 'none'}"
+                )
+            rows = list(table)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"pairs: cannot read {path}: {error}") from None
     pairs, absent, beyond = [], 0, 0
     for row in rows:
-        source, driving = names.get(row["source"]), names.get(row["driving"])
+        source, driving = find(row["source"]), find(row["driving"])
         frame = _frame_number(row.get("frame") or "0", path)
         if source is None or driving is None:
             absent += 1

@@ -7,6 +7,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise OSError(disk.errno, disk.strerror, str(path)) from error
             raise
         if os.name == "posix":  # the new name, too, is to survive a power cut
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            # The checkpoint is there; some network disks sync no folders, and that ends no run.
+            with suppress(OSError):
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
 
 
 class Trainer(L.Trainer):
@@ -123,7 +126,7 @@ def check(path: Path, training: bool = True, weights_only: bool = True) -> int:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
     needed = ("state_dict", "loops", "optimizer_states") if training else ("state_dict",)
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]

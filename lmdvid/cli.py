@@ -117,7 +117,8 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ == "MisconfigurationException":
         return text
     if isinstance(error, pickle.UnpicklingError):
-        return f"cannot read the checkpoint: {text.splitlines()[0]}"
+        reason, *_ = text.splitlines() or [type(error).__name__]
+        return f"cannot read the checkpoint: {reason}"
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
         lines = [line.strip() for line in text.splitlines()]
         shown = "\n  ".join(line[:200] + "…" * (len(line) > 200) for line in lines[1:4])

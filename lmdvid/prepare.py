@@ -5,20 +5,22 @@ clips out of it, in another process, which a damaged file may crash or hang. Run
 file is that process.
 """
 
+import errno
 import gc
 import json
+import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from shutil import rmtree
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from uuid import uuid4
 
 from lmdvid.video import VIDEO_SUFFIXES, Cut, Record, VideoInfo, VideoReadError, workers
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 
     from lmdvid.video import VideoWriter
 
+log = logging.getLogger(__name__)
+
 Fit = Literal["crop", "pad", "stretch", "keep"]
 
 _RECORD = ".lmdvid_prepared.jsonl"  # one line for each file that was made here
 _PARTS = ".lmdvid_parts"  # what is being written
-_FAILURES = "prepare_failed.txt"
+_FAILURES, _MISSING = "prepare_failed.txt", "prepare_missing.txt"
 _NEWS_EVERY = 1.0  # seconds
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # some network disks
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
 
 
@@ -50,7 +55,7 @@ class Settings:
         fit: `crop` to the central square, as data modules do with what they read, or `pad` to a
             square by repeating the edge pixels, each then resized to `size`; `stretch` resizes to a
             square what is none; `keep` resizes the shorter side to `size` and keeps the shape.
-        crf: quality of x264, 18 is hardly seen, 0 the best, 51 the worst.
+        crf: quality of x264, 18 is hardly seen, 0 the best, 51 the worst; nothing to pictures.
         version: of the way they are encoded.
     """
 
@@ -90,6 +95,7 @@ class Prepared:
         failed: names of those that could not be, and why.
         strangers: files made here earlier, of clips that are not among those given.
         report: the list of what failed; None if nothing did.
+        missing: the list of originals that were not there; None if there is none.
     """
 
     made: list[str] = field(default_factory=list)
@@ -97,6 +103,7 @@ class Prepared:
     failed: dict[str, str] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)
     report: Path | None = None
+    missing: Path | None = None
 
 
 def prepare_clips(
@@ -127,7 +134,8 @@ def prepare_clips(
     """
     names = _names(clips)
     tasks = [_Task(key, names[key], Cut(path)) for key, path in clips.items()]
-    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
+    settings = settings or Settings()
+    return _prepare(tasks, source, output, settings, jobs, progress, timeout, (), {})
 
 
 def prepare_cuts(
@@ -138,6 +146,8 @@ def prepare_cuts(
     jobs: int | None = None,
     progress: bool = False,
     timeout: float = 60.0,
+    missing: Sequence[str] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Encode parts of clips as H.264 with a key frame every 12 frames and no B-frames.
 
@@ -159,12 +169,16 @@ def prepare_cuts(
         progress: show a bar.
         timeout: seconds for which FFmpeg may give no frame of a file before that counts as hanging;
             one more for every 10 MB of it.
+        missing: names of originals that are not there, to be listed in `prepare_missing.txt`.
+        failed: names of clips that are known to be impossible, and why; they are listed with those
+            that turn out to be.
 
     Raises:
         PrepareError: The folders contain each other, or another run is writing to `output`.
     """
     tasks = [_Task(name, name, cut) for name, cut in cuts.items()]
-    return _prepare(tasks, source, output, settings or Settings(), jobs, progress, timeout)
+    settings = settings or Settings()
+    return _prepare(tasks, source, output, settings, jobs, progress, timeout, missing, failed or {})
 
 
 @dataclass(frozen=True)
@@ -182,22 +196,31 @@ def _prepare(
     jobs: int | None,
     progress: bool,
     timeout: float,
+    missing: Sequence[str],
+    failed: Mapping[str, str],
 ) -> Prepared:
     source, output = Path(source), Path(output)
     _check_apart(source, output)
+    for task in tasks:
+        name = PurePath(task.name)
+        if not name.name or name.is_absolute() or ".." in name.parts:
+            raise PrepareError(f"{task.key}: '{task.name}' is no name of a file below {output}")
     output.mkdir(parents=True, exist_ok=True)
     with _locked(output):
         leftovers = output / _PARTS
         rmtree(leftovers, ignore_errors=True)
-        result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
-        rmtree(leftovers, ignore_errors=True)
-    result.report = write_list(
-        output / _FAILURES, [f"{key}: {why}" for key, why in sorted(result.failed.items())]
-    )
+        try:
+            result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
+        finally:
+            rmtree(leftovers, ignore_errors=True)
+        result.failed |= failed
+        lines = [f"{key}: {why}" for key, why in sorted(result.failed.items())]
+        result.report = _write_list(output / _FAILURES, lines)
+        result.missing = _write_list(output / _MISSING, missing)
     return result
 
 
-def write_list(path: Path, lines: Sequence[str]) -> Path | None:
+def _write_list(path: Path, lines: Sequence[str]) -> Path | None:
     """Write lines into a file; without lines there is none, and None is returned."""
     if not lines:
         path.unlink(missing_ok=True)
@@ -220,7 +243,8 @@ def _make(
     parts.mkdir(parents=True)
     record = output / _RECORD
     done = _load(record)
-    result = Prepared(strangers=sorted({*done} - {task.name for task in tasks}))
+    others = {*done} - {task.name for task in tasks}
+    result = Prepared(strangers=sorted(n for n in others if os.path.lexists(output / n)))
     facts_of = cache(_facts)
     # Of each video the clips to make, each with the facts to note.
     videos: dict[tuple[Path, Record | None], list[tuple[_Task, dict[str, Any]]]] = {}
@@ -232,6 +256,8 @@ def _make(
             reason = str(error.strerror).lower()
             result.failed[task.key] = f"cannot read {task.cut.path}: {reason}"
             continue
+        if not task.name.endswith(".mp4"):
+            del facts["crf"]  # pictures lose nothing
         known = done.get(task.name)
         if known is None and os.path.lexists(target):
             result.failed[task.key] = f"{target} is there, but was not made by this: move it away"
@@ -397,6 +423,14 @@ def _locked(output: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PrepareError(f"another run is writing to {output}; wait for its end") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                "%s knows no locks (%s): let one run at a time write to it",
+                output,
+                str(error.strerror).lower(),
+            )
         yield
 
 
@@ -420,13 +454,22 @@ class _Clip:
     """A clip that is being made, of some frames of a video."""
 
     def __init__(self, cut: Cut, target: Path, info: VideoInfo, times: Sequence[Fraction] | None):
-        self.whole = cut.span is None
+        self.source = cut.path
         self.frames = cut.frames(info, times)
+        self.next, self.total = self.frames.start, info.frames
         self.box = cut.pixels(info.width, info.height)
         self.target, self.fps = target, info.fps
         self.writer: VideoWriter | _Pictures | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self.next == self.frames.stop
+
+    def missing(self) -> VideoReadError:
+        return VideoReadError(self.source, f"frame {self.next} of {self.total} does not decode")
+
     def write(self, frame: "Tensor", settings: Settings) -> None:
+        """Append frame number `next`."""
         from lmdvid.video import VideoWriter
 
         if self.writer is None:
@@ -436,10 +479,14 @@ class _Clip:
             self.writer = writer.__enter__()
         left, top, right, bottom = self.box
         self.writer.write(settings.apply(frame[top:bottom, left:right]))
+        self.next += 1
 
     def close(self, error: Exception | None = None) -> None:
-        if self.writer is not None:
-            self.writer.__exit__(error and type(error), error, None)
+        # Taken out first: one that fails to close, as on a full disk, is closed all the same.
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with suppress(OSError) if error else nullcontext():
+                writer.__exit__(error and type(error), error, None)
 
 
 class _Pictures:
@@ -491,25 +538,29 @@ def encode(
                 clips[place] = _Clip(cut, target, info, times)
             except VideoReadError as error:
                 yield end(place, str(error))
-        count, news = 0, monotonic() + _NEWS_EVERY
-        for count, frame in enumerate(stream if clips else (), 1):
-            shown = [place for place, clip in clips.items() if count - 1 in clip.frames]
-            picture = frame() if shown else None
-            for place in shown:
-                clips[place].write(cast("Tensor", picture), settings)
-                if count == clips[place].frames.stop and not clips[place].whole:
-                    clips[place].close()
-                    yield end(place, None)
+        news = monotonic() + _NEWS_EVERY
+        for number, frame in stream if clips else ():
+            picture = None
+            for place, clip in list(clips.items()):
+                if number > clip.next:
+                    error = clip.missing()
+                    clip.close(error)
+                    yield end(place, str(error))
+                elif number == clip.next:
+                    picture = frame() if picture is None else picture
+                    clip.write(picture, settings)
+                    if clip.ended:
+                        clip.close()
+                        yield end(place, None)
             if not clips:
                 break
             if monotonic() > news:
                 yield None
                 news = monotonic() + _NEWS_EVERY
         for place, clip in list(clips.items()):
-            if not clip.whole or count != info.frames:
-                raise VideoReadError(path, f"{count} of its {info.frames} frames decode")
-            clip.close()
-            yield end(place, None)
+            error = clip.missing()
+            clip.close(error)
+            yield end(place, str(error))
     except Exception as error:  # one video is not to end the others
         reason = str(error)
         if not isinstance(error, VideoReadError):
@@ -522,15 +573,19 @@ def encode(
 
 def _open(
     cuts: Sequence[tuple[Cut, Path]],
-) -> tuple[VideoInfo, list[Fraction] | None, Iterator[Callable[[], "Tensor"]]]:
-    """Facts, times where the rate varies and they matter, and the frames."""
+) -> tuple[VideoInfo, list[Fraction] | None, Iterator[tuple[int, Callable[[], "Tensor"]]]]:
+    """Facts, times where the rate varies and they matter, and the frames with their numbers."""
     from lmdvid.video import frame_times, probe, stream_lazily
 
     first = cuts[0][0]
     if first.record is not None:
         example = first.record.load()
         frames = example.frames(range(len(example)))
-        return example.info, None, (partial(frames.__getitem__, n) for n in range(len(example)))
+        return (
+            example.info,
+            None,
+            ((number, partial(frames.__getitem__, number)) for number in range(len(example))),
+        )
     timed = any(cut.fps is not None for cut, _ in cuts)
     times = frame_times(first.path) if timed else None
     return probe(first.path), times, stream_lazily(first.path)

@@ -259,6 +259,17 @@ def test_a_flipped_bit_leaves_out_its_sequence_and_is_named(root, caplog):
         batches(data, data.train_dataloader())
 
 
+def test_the_first_record_of_a_file_fails_as_any_other(root, caplog):
+    path = root / "train/traj_0_to_3.tfrecords"
+    flip(path, 5000)
+    data = ready(BAIR(str(root), frames=2, batch_size=7, max_unreadable=0.2))
+    assert len(data.train_clips) == 7
+    assert not caplog.messages
+    (batch,) = batches(data, data.train_dataloader())
+    assert "traj_0_to_3/0" not in batch["key"]
+    assert list(data.unreadable) == [f"{path}/0"]
+
+
 def test_two_damaged_records_of_one_file_count_as_two(root):
     path = root / "train/traj_0_to_3.tfrecords"
     for number in (1, 2):

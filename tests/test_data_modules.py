@@ -24,7 +24,7 @@ from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import Clip, find_clips, identity_of, split_by_identity
 from data_modules.puppets import Puppets
-from data_modules.sampling import ClipLoader, ClipSampler, ResumableLoader
+from data_modules.sampling import ClipLoader, ClipSampler, ResumableLoader, read_pairs
 from data_modules.seeds import Seeds
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
@@ -375,6 +375,9 @@ def test_whole_clips_in_evaluation_only(place):
     assert [b["video"].shape[1] for b in batches(data, data.train_dataloader())] == [2]
     assert [b["video"].shape[:2] for b in batches(data, data.val_dataloader())] == [
         (1, FRAMES)] * 2  # fmt: skip
+    data = ready(Clips(root, size=SIZE, batch_size=1, eval_frames=None, stride=3))
+    assert [b["frames"].tolist() for b in batches(data, data.val_dataloader())] == [
+        [[*range(0, FRAMES, 3)]]] * 2  # fmt: skip
 
 
 def test_clips_with_too_few_frames(place, caplog):
@@ -813,6 +816,19 @@ def test_pairs_from_a_table(place, tmp_path, caplog):
     assert "1 name a clip that is not there, 1 a frame behind the source's last" in message
 
 
+def test_names_in_a_table_of_pairs(tmp_path):
+    """A key, else a short name that is one clip's, else a folder of what was a video."""
+    keys = ["a.mp4", "x/a.mp4", "x/b.mp4", "y/b.mp4", "b", "c", "y/d.webm"]
+    clips = [Clip(key, key, key, 0, 9, "pyav", "") for key in keys]
+    for name, key in (
+        ("a.mp4", "a.mp4"), ("x/a", "x/a.mp4"), ("a", None), ("b", "b"), ("b.mp4", None),
+        ("c.mp4", "c"), ("d", "y/d.webm"), ("y/d", "y/d.webm"), ("e.mp4", None), ("", None),
+    ):  # fmt: skip
+        rows = [{"source": name, "driving": "c"}, {"source": "c", "driving": "c"}]
+        pairs = read_pairs(Path(write_pairs(tmp_path / "pairs.csv", rows)), clips)
+        assert [source.key for source, _, _ in pairs] == [*filter(None, [key]), "c"], name
+
+
 def test_pairs_by_default_join_every_clip_with_the_next_identity(place):
     root = place("train/x.mp4", "test/a#1.mp4", "test/a#2.mp4", "test/b#1.mp4", "test/c#1.mp4")
     data = ready(Clips(root, size=16, eval_frames=2, eval_clips=1), "predict")
@@ -838,6 +854,10 @@ def test_errors_of_tables(place, tmp_path):
     def predict(table: str):
         ready(Clips(root, pairs=table), "predict").predict_dataloader()
 
+    for content in (b"source,driving\n\xff,a\n", b"source,driving\na," + b"a" * 200_000):
+        (tmp_path / "0.csv").write_bytes(content)
+        with pytest.raises(DataError, match=r"pairs: cannot read .*0\.csv: "):
+            predict(str(tmp_path / "0.csv"))
     with pytest.raises(DataError, match=r"nowhere\.csv does not exist"):
         predict(str(tmp_path / "nowhere.csv"))
     with pytest.raises(DataError, match=r"lacks the column\(s\) driving; it has source, to"):

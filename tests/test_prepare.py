@@ -1,7 +1,10 @@
 """Prepared clips show every frame of their originals, in order; what was cut short goes on."""
 
+import errno
+import fcntl
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +24,7 @@ from data_modules.taichi import TaiChi
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli, prepare
 from lmdvid.prepare import PrepareError, Settings, prepare_clips
-from lmdvid.video import centre_square, probe, read_clip, resize, write_image, write_video
+from lmdvid.video import Cut, centre_square, probe, read_clip, resize, write_image, write_video
 
 SMALL = Settings(size=32)
 
@@ -185,6 +188,8 @@ def test_a_second_run_does_only_what_changed(source, tmp_path):
     assert {probe(path).width for path in find_clips(output).values()} == {48}
     (source / "train/id1#a#1#30.mp4").unlink()
     assert run(source, output, Settings(size=48)).strangers == ["train/id1#a#1#30.mp4"]
+    (output / "train/id1#a#1#30.mp4").unlink()
+    assert run(source, output, Settings(size=48)).strangers == []
 
 
 def test_damaged_clips_are_listed_with_reasons_and_the_rest_is_done(source, tmp_path, capsys):
@@ -206,6 +211,20 @@ def test_damaged_clips_are_listed_with_reasons_and_the_rest_is_done(source, tmp_
     assert cli.main([*command, "--size", "32"]) == 0
     assert "0 clips prepared, 4 were there already, 0 failed" in capsys.readouterr().out
     assert not (tmp_path / "out/prepare_failed.txt").exists()
+
+
+def test_a_full_disk_is_what_is_told(source, tmp_path):
+    """A file may not grow beyond some bytes; what the encoder held back is written at its end."""
+    cuts = [(Cut(source / "train/id1#a#1#30.mp4", (0, n)), tmp_path / f"{n}.mp4") for n in (9, 30)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        told = dict(filter(None, prepare.encode(cuts, SMALL)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [*told] == [0, 1]
+    assert all("File too large" in str(reason) for reason in told.values())
+    assert not [*tmp_path.glob("*.part"), *tmp_path.glob("*.mp4")]
 
 
 def test_a_clip_that_ends_the_process_is_named_and_the_next_goes_on(source, tmp_path, monkeypatch):
@@ -325,10 +344,20 @@ def test_one_run_at_a_time(source, tmp_path):
         run(source, tmp_path / "out")
 
 
+def test_disks_without_locks_are_written_to(source, tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with prepare._locked(tmp_path):
+        assert f"{tmp_path} knows no locks (no locks available)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["--size", "33"], "size is 33; it must be even"),
+        (["--size", "0"], "size is 0; it must be even, and 16 or more"),
         (["--crf", "60"], "crf is 60"),
         (["--jobs", "0"], "--jobs: must be at least 1"),
         (["--output", "{in}"], "contain each other"),

@@ -17,6 +17,7 @@ import pytest
 import tfrecords
 import torch
 from barcodes import barcode, numbers
+from barcodes import encode as write_barcodes
 from PIL import Image
 
 from data_modules.bair import BAIR
@@ -25,8 +26,8 @@ from data_modules.metadata import videos_by_id, wanted_clips
 from data_modules.ted import TED
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
-from lmdvid.prepare import Settings, encode, prepare_clips
-from lmdvid.video import Cut, probe, read_clip, workers, write_video
+from lmdvid.prepare import PrepareError, Settings, encode, prepare_clips, prepare_cuts
+from lmdvid.video import Cut, VideoInfo, probe, read_clip, workers, write_video
 
 COLUMNS = "video_id,start,end,bbox,fps,width,height,partition"
 NTSC = Fraction(30000, 1001)
@@ -122,6 +123,25 @@ def test_frames_are_those_within_the_time_at_the_reference_rate(tmp_path, fps, r
         assert probe(tmp_path / "out/train/a#000010#000037.mp4").fps == fps
 
 
+@pytest.mark.parametrize(
+    ("fps", "reference", "expected"),
+    [
+        (Fraction(60000, 1001), "29.97", range(20000, 20128)),
+        (Fraction(48000, 1001), "23.976", range(20000, 20128)),
+        (Fraction(60000, 1001), "23.98", range(25000, 25160)),
+        (NTSC, "59.94", range(5000, 5032)),
+        (NTSC, "29.97", range(10000, 10064)),
+        (NTSC, "30", range(9990, 10054)),  # 9990.01 and 10053.9
+        (Fraction(30), "29.97", range(10011, 10075)),  # 10010.01 and 10074.07
+        (Fraction(30), "25", range(12000, 12077)),
+    ],
+)
+def test_rates_in_few_digits_do_not_drift_in_long_videos(fps, reference, expected):
+    info = VideoInfo(99999, fps, 8, 8, False, "h264", "video")
+    cut = Cut(Path("a.mp4"), (10000, 10064), Fraction(reference))
+    assert cut.frames(info, None) == expected
+
+
 @pytest.mark.parametrize("size", [(128, 96), (256, 192), (64, 48), (254, 192)])
 def test_boxes_fit_downloads_of_other_sizes(tmp_path, size):
     """The list knows frames of 128x96; what was downloaded is larger, smaller, or rounded."""
@@ -165,6 +185,33 @@ def test_many_clips_of_one_video_overlap(tmp_path):
     for (start, end), (_, path) in zip(spans[:5], cuts, strict=False):
         assert shown(path) == [*range(start, end)]
     assert not (tmp_path / "5.mp4").exists()
+
+
+def test_frames_that_ffmpeg_drops_shift_no_clip(tmp_path):
+    """A recording that begins at a key frame which earlier pictures lean on, too."""
+    options = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0"}
+    write_barcodes(tmp_path / "whole.mkv", [*range(60)], options=options)
+    with (
+        av.open(str(tmp_path / "whole.mkv")) as whole,
+        av.open(str(tmp_path / "cut.mkv"), "w") as part,
+    ):
+        copy, keys = part.add_stream_from_template(whole.streams.video[0]), 0
+        for packet in whole.demux(video=0):
+            keys += packet.is_keyframe
+            if keys > 1 and packet.size:
+                packet.stream = copy
+                part.mux(packet)
+    video = tmp_path / "cut.mkv"
+    cuts = [(Cut(video, span), tmp_path / f"{span[0]}.mp4") for span in ((10, 20), (0, 9), (5, 39))]
+    cuts.append((Cut(video), tmp_path / "all.mp4"))
+    told = dict(filter(None, encode(cuts, Settings(64, "keep"))))
+    reason = f"cannot read {video}: frame 0 of {probe(video).frames} does not decode"
+    assert told == {0: None, 1: reason, 2: None, 3: reason}
+    for (first, stop), (_, path) in zip([(10, 20), (5, 39)], cuts[::2], strict=False):
+        expected = numbers(read_clip(video, range(first, stop)))
+        assert numbers(read_clip(path, range(stop - first))) == expected
+    assert not (tmp_path / "0.mp4").exists()
+    assert not (tmp_path / "all.mp4").exists()
 
 
 # Lists
@@ -254,7 +301,9 @@ def test_what_a_video_does_not_have_is_told(tmp_path):
         (["a,0,9,1-2-3,25,9,9,train"], COLUMNS, "line 2: not enough values"),
         (["a,0,9,3-2-3-4,25,9,9,train"], COLUMNS, "line 2: an empty box 3-2-3-4"),
         (["a,0,9,1-2-3-4,fast,9,9,train"], COLUMNS, "line 2: Invalid literal for Fraction"),
-        (["a,0,9,1-2-3-4,25,9,9,../.."], COLUMNS, "line 2: no name for a file: ../.."),
+        (["a,0,9,1-2-3-4,25,9,9,../.."], COLUMNS, r"line 2: no name for a file: '\.\./\.\.'"),
+        (["a,0,9,1-2-3-4,25,9,9,"], COLUMNS, "line 2: no name for a file: ''"),
+        ([",0,9,1-2-3-4,25,9,9,train"], COLUMNS, "line 2: no name for a file: ''"),
         (["a,0,9,1-2-3-4,25,9,9"], COLUMNS, "line 2: other columns than the first"),
     ],
 )
@@ -263,13 +312,32 @@ def test_lists_that_are_none(tmp_path, rows, columns, text):
         wanted_clips(listed(tmp_path / "list.csv", *rows, columns=columns), {"a": Path("a.mp4")})
 
 
+def test_a_list_of_people_names_them(tmp_path):
+    table = listed(
+        tmp_path / "list.csv", "a,0,9,1-2-3-4,25,9,9,train,", columns=f"{COLUMNS},person_id"
+    )
+    with pytest.raises(DataError, match="line 2: no name for a file: ''"):
+        wanted_clips(table, {"a": Path("a.mp4")}, people=True)
+
+
+@pytest.mark.parametrize("name", ["/{tmp}/b.mp4", "../b.mp4", "x/../../b.mp4", ""])
+def test_nothing_is_written_elsewhere(tmp_path, name):
+    name = name.format(tmp=tmp_path)
+    with pytest.raises(PrepareError, match="is no name of a file below"):
+        prepare_cuts({name: Cut(tmp_path / "in/a.mp4")}, tmp_path / "in", tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_no_list_and_no_video(tmp_path, capsys):
     download(tmp_path / "in/a.mp4", 2, 25)
     table = listed(tmp_path / "list.csv", "b,0,9,1-2-3-4,25,9,9,train")
     with pytest.raises(DataError, match="does not exist; give the csv"):
         wanted_clips(tmp_path / "none.csv", {})
+    empty = listed(tmp_path / "empty.csv")
     for what, more, code, text in (
         ("ted", ["--metadata", str(table)], 2, "holds none of the 1 videos of"),
+        ("ted", ["--metadata", str(empty)], 2, "empty.csv: the list has no rows"),
+        ("bair", ["--to", "png", "--crf", "9"], 2, "argument --crf: not for png"),
         ("taichi", [], 2, "taichi needs --metadata"),
         ("clips", ["--metadata", str(table)], 2, "argument --metadata: not for clips"),
         ("voxceleb", ["--metadata", str(table)], 1, "lacks the column(s) person_id"),

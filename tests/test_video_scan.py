@@ -206,6 +206,15 @@ def test_where_the_table_lies(folder, tmp_path, monkeypatch, caplog):
     assert len(caplog.messages) == 1
     assert "what the scan found is not kept" in caplog.messages[0]
 
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert scan_clips(folder, paths) == (found.clips, None, 2)
+    assert scan_clips(paths[0], [paths[0]]) == (one.clips, None, 1)
+    assert "(no home folder)" in caplog.messages[-1]
+
     (folder / TABLE).rmdir()
     assert scan_clips(folder, paths).manifest == folder / TABLE
     assert not list(folder.glob(".*.part"))
@@ -286,10 +295,50 @@ def threads_end():
     return end
 
 
+BUSY = """
+import os, signal, time
+from lmdvid.video import workers
+def replies(what):
+    if what == "hang": time.sleep(1000)
+    if what == "alarm": os.kill(os.getpid(), signal.SIGALRM)
+    end = time.monotonic() + 8  # before the other one ends itself
+    while not os.path.exists(what):
+        time.sleep(0.05)
+        if time.monotonic() > end:
+            yield "nobody noticed"
+            break
+        yield "busy"
+workers.answer(replies)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
+def test_a_process_that_hangs_is_noticed_while_others_answer(tmp_path, monkeypatch, threads_end):
+    program(monkeypatch, BUSY)
+    enough, late, order = tmp_path / "enough", workers.Ended("", 0.5), []
+    questions = [("hang", 0.5), (str(enough), 60.0), ("alarm", 0.5)]
+    for number, answer in workers.ask(questions, "any", processes=3, failure="no"):
+        assert answer == ("busy" if number == 1 else late)
+        order.append(number)
+        if number == 0:
+            enough.touch()
+    assert order.count(0) == order.count(2) == 1
+    threads_end()
+
+
+def test_a_process_that_takes_for_ever_to_start_is_an_error(monkeypatch, threads_end):
+    program(monkeypatch, "import time; time.sleep(1000)")
+    monkeypatch.setattr(workers, "_START", 0.5)
+    with pytest.raises(workers.StartError, match=r"nothing: a process did not start within 0.5 s"):
+        [*workers.ask([("a", 60.0)], "any", processes=1, failure="nothing")]
+    threads_end()
+
+
 def test_processes_that_do_not_start_are_an_error(folder, monkeypatch, threads_end):
     program(monkeypatch, "raise SystemExit('no such library')")
-    with pytest.raises(RuntimeError, match="clips cannot be looked into: no such library"):
+    with pytest.raises(workers.StartError, match="cannot be looked into: no such library") as error:
         scan_clips(folder, clips_in(folder))
+    assert cli.explain(error.value) == "clips cannot be looked into: no such library"
     threads_end()
 
 

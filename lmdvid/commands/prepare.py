@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,9 @@ EPILOG = (
     "encode everything anew. Originals are only read, and nothing is downloaded: videos of a list "
     "that are not there are counted, listed in prepare_missing.txt, and no failure. voxceleb and "
     "taichi take the csv of FOMM's video-preprocessing, ted that of MRAA: ted384-metadata.csv, "
-    "attached to its issue 12. (The ted-metadata.csv in its repository has boxes of another crop; "
-    "clips of it fail.) Boxes are stretched to squares, as in the published sets; --fit crop or "
-    "pad keeps shapes."
+    "attached to issue 12 of github.com/snap-research/articulated-animation, MRAA's repository. "
+    "(The ted-metadata.csv in that repository has boxes of another crop; clips of it fail.) Boxes "
+    "are stretched to squares, as in the published sets; --fit crop or pad keeps shapes."
 )
 _LISTS = ("voxceleb", "taichi", "ted")
 
@@ -43,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cut out the central square, as training does; pad to a square; stretch to one; or "
         "keep the shape with a shorter side of PX (default: crop; with a list: stretch)",
     )
-    add(
-        "--crf", type=float, default=18, metavar="N", help="quality, 0 best, 51 worst (%(default)g)"
-    )
+    add("--crf", type=float, metavar="N", help="quality, 0 best, 51 worst (default: 18)")
     add(
         "--to",
         choices=("mp4", "png"),
@@ -67,29 +66,36 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     ):
         if getattr(options, name) is not None and not fits:
             parser.error(f"argument --{name}: not for {options.what}")
+    if options.to == "png" and options.crf is not None:
+        parser.error("argument --crf: not for png, which loses nothing")
     if lists and options.metadata is None:
         parser.error(f"{options.what} needs --metadata, the csv that lists its clips")
 
-    from lmdvid.prepare import PrepareError, Settings, prepare_clips, prepare_cuts, write_list
+    from lmdvid.prepare import PrepareError, Settings, prepare_clips, prepare_cuts
 
     root, output = Path(options.input).expanduser(), Path(options.output).expanduser()
     wanted = None
     try:
-        size = options.size or (64 if options.what == "bair" else 256)
-        settings = Settings(size, options.fit or ("stretch" if lists else "crop"), options.crf)
+        size = options.size
+        if size is None:
+            size = 64 if options.what == "bair" else 256
+        settings = Settings(size, options.fit or ("stretch" if lists else "crop"))
+        if options.crf is not None:
+            settings = replace(settings, crf=options.crf)
         rest = (root, output, settings, options.jobs)
         if options.what == "clips":
             done = prepare_clips(_whole_clips(root), *rest, progress=True)
         else:
             wanted = _listed(options, root) if lists else _recorded(options, root)
-            done = prepare_cuts(wanted.cuts, *rest, progress=True)
+            missing, failed = wanted.missing, wanted.failed
+            done = prepare_cuts(wanted.cuts, *rest, progress=True, missing=missing, failed=failed)
     except PrepareError as error:
         raise UsageError(str(error)) from None
-    if wanted is not None:
-        done.failed |= wanted.failed
-        lines = [f"{key}: {why}" for key, why in sorted(done.failed.items())]
-        done.report = write_list(output / "prepare_failed.txt", lines)
-        _say_missing(wanted, write_list(output / "prepare_missing.txt", wanted.missing))
+    if wanted is not None and done.missing is not None:
+        print(
+            f"{len(wanted.missing)} videos are missing, with {wanted.clips_missing} of "
+            f"{wanted.clips_missing + len(wanted.cuts)} clips (listed in {done.missing})"
+        )
     return _count(done, root, output)
 
 
@@ -107,6 +113,8 @@ def _listed(options: argparse.Namespace, root: Path) -> "Wanted":
 
     table = Path(options.metadata).expanduser()
     wanted = wanted_clips(table, videos_by_id(root), people=options.what == "voxceleb")
+    if not wanted.cuts and not wanted.missing:
+        raise UsageError(f"{table}: the list has no rows")
     if not wanted.cuts:
         some = ", ".join(wanted.missing[:3])
         raise UsageError(
@@ -127,14 +135,6 @@ def _recorded(options: argparse.Namespace, root: Path) -> "Wanted":
             f"{root} holds no TFRecord file that can be read{reasons and ': '}{reasons}"
         )
     return wanted
-
-
-def _say_missing(wanted: "Wanted", report: Path | None) -> None:
-    if report is not None:
-        print(
-            f"{len(wanted.missing)} videos are missing, with {wanted.clips_missing} of "
-            f"{wanted.clips_missing + len(wanted.cuts)} clips (listed in {report})"
-        )
 
 
 def _count(done: "Prepared", root: Path, output: Path) -> int:

@@ -1,5 +1,6 @@
 """Clips kept as numpy arrays: `.npy` files of frames, uint8 (T,H,W,3)."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ ARRAY_SUFFIXES = frozenset({".npy"})
 
 def is_array(name: str) -> bool:
     """Whether this is the name of a file that holds an array."""
-    return name[-4:].lower() in ARRAY_SUFFIXES
+    return os.path.splitext(name)[1].lower() in ARRAY_SUFFIXES
 
 
 def probe(path: Path) -> VideoInfo:
@@ -36,12 +37,12 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Each frame in order, uint8 (H,W,3)."""
-    return (frame() for frame in stream_lazily(path))
+    return (frame() for _, frame in stream_lazily(path))
 
 
-def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
-    """Each frame in order, as a call that reads it."""
-    return (partial(_frame, path, index) for index in range(len(_open(path))))
+def stream_lazily(path: Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
+    """Each frame's number, in order, and a call that reads it."""
+    return ((index, partial(_frame, path, index)) for index in range(len(_open(path))))
 
 
 def _frame(path: Path, index: int) -> "Tensor":
@@ -56,7 +57,8 @@ def _open(path: Path) -> "np.ndarray":
     except OSError as error:
         raise VideoReadError(path, str(error.strerror or error).lower()) from None
     except (ValueError, EOFError) as error:
-        raise VideoReadError(path, f"no whole .npy file ({str(error).splitlines()[0]})") from None
+        reason, *_ = str(error).splitlines() or ["cut off"]
+        raise VideoReadError(path, f"no whole .npy file ({reason})") from None
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
         raise VideoReadError(
             path, f"holds {array.dtype} {array.shape}; frames are uint8 (T, H, W, 3)"

@@ -13,7 +13,8 @@ from lmdvid.video.tfrecord import Record
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are behind the last."""
 
-_SAME_RATE = Fraction(1, 1000)  # 29.97 means 30000/1001
+# 29.97 means 30000/1001, but 30 does not; lists round more than by a millionth: 23.98
+_SAME_RATE = Fraction(1, 2000)
 _SAME_SHAPE = 0.05  # of width to height: sizes are rounded, as 640x356 for 16:9 is
 _FRAME = Fraction(1, 100)  # what a time stamp is rounded by, in frames, at most
 _MISSING_END = Fraction(1, 2)  # seconds by which another encoding may end earlier
@@ -43,7 +44,8 @@ class Cut:
         """The numbers of the video's frames that belong to it.
 
         Those are the frames that begin at or after the first frame at the rate `fps`, and before
-        the one behind the last; two rates that are as close as 29.97 and 30000/1001 are the same.
+        the one behind the last. Two rates that are as close as 29.97 and 30000/1001 are the same,
+        and 60000/1001 is twice 29.97.
 
         Args:
             info: of the video.
@@ -60,8 +62,9 @@ class Cut:
             ends = times[-1] + _MISSING_END < begun[1]
             first, stop = (bisect_left(times, time, hi=info.frames) for time in begun)
         else:
-            if self.fps is not None and abs(info.fps / self.fps - 1) > _SAME_RATE:
-                first, stop = (ceil(number * info.fps / self.fps) for number in (first, stop))
+            if self.fps is not None:
+                ratio = _ratio(info.fps, self.fps)
+                first, stop = (ceil(number * ratio - _FRAME) for number in (first, stop))
             ends = info.frames + _MISSING_END * info.fps < stop
         if ends or first >= min(stop, info.frames):
             rate = "" if self.fps is None else f" at {float(self.fps):g} per second"
@@ -92,3 +95,10 @@ class Cut:
         if left >= right or top >= bottom:
             raise VideoReadError(self.path, f"its box {self.box} is outside of {wide}x{high}")
         return left, top, right, bottom
+
+
+def _ratio(fps: Fraction, reference: Fraction) -> Fraction:
+    """Frames for each one at the reference rate, which a list may tell in few digits."""
+    ratio = fps / reference
+    meant = ratio.limit_denominator(5)  # 2/5 and 5/2 are those of 23.976 and 59.94
+    return meant if abs(meant - ratio) <= _SAME_RATE * ratio else ratio

@@ -46,12 +46,12 @@ def read(path: Path, indices: Sequence[int]) -> "Tensor":
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Each picture in order, uint8 (H,W,3)."""
-    return (frame() for frame in stream_lazily(path))
+    return (frame() for _, frame in stream_lazily(path))
 
 
-def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
-    """Each picture in order, as a call that loads it."""
-    return (partial(load, path / name) for name in _files(path))
+def stream_lazily(path: Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
+    """Each picture's number, in order, and a call that loads it."""
+    return ((number, partial(load, path / name)) for number, name in enumerate(_files(path)))
 
 
 def load(file: Path) -> "Tensor":

@@ -159,16 +159,29 @@ def _unordered(
 
 def stream(path: Path) -> "Iterator[Tensor]":
     """Every frame from first to last, uint8 (H,W,3), one in memory at a time."""
-    return (frame() for frame in stream_lazily(path))
-
-
-def stream_lazily(path: Path) -> "Iterator[Callable[[], Tensor]]":
-    """Every frame as a call that converts it, while it is the last one that came."""
     with _opened(path) as (container, stream):
         convert = _converter()
         for packet in _packets(container, stream):
             for frame in packet.decode():
-                yield partial(convert, frame)
+                yield convert(frame)
+
+
+def stream_lazily(path: Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
+    """Every frame's number, and a call that converts it while it is the last one that came.
+
+    Numbers are those of `read`: FFmpeg drops what it cannot decode without a word, such as
+    pictures that lean on a key frame which was cut off, and the next frame keeps its number.
+    """
+    with _opened(path) as (container, stream):
+        times, _, exact = _index(container, stream)
+    known = {time: number for number, time in enumerate(times)}
+    with _opened(path) as (container, stream):
+        convert = _converter()
+        decoded = chain.from_iterable(packet.decode() for packet in _packets(container, stream))
+        for count, frame in enumerate(decoded):
+            number = known.get(frame.pts) if exact else count
+            if number is not None:
+                yield number, partial(convert, frame)
 
 
 def frame_times(path: Path) -> list[Fraction] | None:

@@ -166,10 +166,11 @@ def stream_frames(path: str | Path) -> "Iterator[Tensor]":
     return (_STILLS[stills] if stills else pyav_backend).stream(path)
 
 
-def stream_lazily(path: str | Path) -> "Iterator[Callable[[], Tensor]]":
-    """As `stream_frames`, but each frame is a call that makes it, before the next one comes.
+def stream_lazily(path: str | Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
+    """As `stream_frames`, but each frame is its number and a call that makes it.
 
-    What is not called for costs no conversion.
+    The call is for before the next one comes; what is not called for costs no conversion. Numbers
+    are those of `read_clip`, which skip frames that do not decode.
     """
     path = Path(path)
     stills = _stills(path, status(path))

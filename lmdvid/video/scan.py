@@ -10,7 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from lmdvid.video import arrays, decord_backend, pictures, pyav_backend, workers
 from lmdvid.video.info import VideoInfo, VideoReadError, status
-from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths
+from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths, records
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ MANIFEST = ".lmdvid_clips.csv"
 _VERSION = 3  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
+_RECORDS_TRIED = 4  # of a file, before it counts as damaged altogether
 _SHOW_PROGRESS = 500  # files
 _SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
 
@@ -45,7 +46,8 @@ class ScannedClip:
         size: bytes of the file; what the file system says of a folder of pictures.
         mtime_ns: when it was last changed, in nanoseconds since 1970.
         kind: `video`, `gif`, `frames` (a folder of pictures), `array` (a `.npy` file) or `records`
-            (a TFRecord file, whose records are clips; the other facts are those of the first).
+            (a TFRecord file, whose records are clips; the other facts are those of the first one
+            that is whole).
         frames: how many can be shown.
         fps: exact frame rate, the mean one where it varies.
         width: pixels, after rotation.
@@ -153,7 +155,7 @@ def scan_clips(
         timeout: seconds for one clip, and one more for every 10 MB.
 
     Raises:
-        RuntimeError: the processes that look into clips do not start.
+        StartError: the processes that look into clips do not start.
     """
     paths = [Path(path) for path in paths]
     if not paths:
@@ -200,12 +202,14 @@ def _is_of(row: ScannedClip | None, clip: ScannedClip) -> bool:
 def _places(folder: Path, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     """The folder that rows are relative to, and where the table may lie, best first."""
     absolute = folder.absolute()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{absolute.name}_{sha256(os.fsencode(absolute)).hexdigest()[:12]}.csv"
-    cached = caches / "lmdvid" / name
+    cached = []
+    with suppress(RuntimeError):  # a user without a home, as in some containers
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cached = [caches / "lmdvid" / name]
     if folder in paths:  # a file in a folder of pictures would change the clip
-        return folder.parent, [cached]
-    return folder, [folder / MANIFEST, cached]
+        return folder.parent, cached
+    return folder, [folder / MANIFEST, *cached]
 
 
 def _keep(
@@ -229,7 +233,7 @@ def _keep(
             reasons.append(f"{place}: {str(error.strerror).lower()}")
         else:
             return place
-    log.warning("what the scan found is not kept (%s)", "; ".join(reasons))
+    log.warning("what the scan found is not kept (%s)", "; ".join(reasons) or "no home folder")
     return None
 
 
@@ -354,11 +358,23 @@ def _facts_of_records(path: Path) -> dict[str, Any]:
     lengths = record_lengths(path)
     if not lengths:
         raise VideoReadError(path, "no TFRecord file: its first record is damaged or cut off")
-    first = Record(str(path), 0, 0, "").load()
-    if not first.cameras:
-        raise VideoReadError(path, "its first record has no feature such as 0/image_main/encoded")
-    info = Record(str(path), 0, 0, first.cameras[0]).load().info
-    return _facts_of_stills(info) | {"records": " ".join(map(str, lengths))}
+    found, _ = records(path, lengths, status(path).st_size, "")
+    errors = []
+    for record in found[:_RECORDS_TRIED]:
+        try:
+            info = _info_of_record(record)
+        except VideoReadError as error:
+            errors.append(error)
+        else:
+            return _facts_of_stills(info) | {"records": " ".join(map(str, lengths))}
+    raise errors[0]
+
+
+def _info_of_record(record: Record) -> VideoInfo:
+    cameras = record.load().cameras
+    if not cameras:
+        raise record.error("it has no feature such as 0/image_main/encoded")
+    return replace(record, camera=cameras[0]).load().info
 
 
 def _facts(info: VideoInfo) -> dict[str, Any]:

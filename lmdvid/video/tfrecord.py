@@ -204,6 +204,8 @@ class Example:
         rows = [self._value(f"{index}/{name}", 2) for index in indices]
         if any(len(row) != len(rows[0]) or not row for row in rows):
             raise self.record.error(f"{name} is not as long everywhere")
+        if len(rows[0]) % 4:
+            raise self.record.error(f"{name} has {len(rows[0])} bytes, which are no floats")
         joined = bytearray().join(rows)
         return torch.frombuffer(joined, dtype=torch.float32).view(len(rows), -1)
 

@@ -23,7 +23,13 @@ from time import monotonic
 from typing import Any
 
 _BYTES_PER_SECOND = 10e6  # of a slow disk
+_LOOK_EVERY = 0.2  # seconds, for processes that are late
+_START = 600.0  # seconds to start in: many at once may import torch from a slow disk
 _GRACE = 10  # seconds after which a process that nobody waits for any more ends itself
+
+
+class StartError(RuntimeError):
+    """Processes that do not start; the text says what they were for and why."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +76,24 @@ def ask(
         The number of a question, and an answer to it, or `Ended`, which is then the last of it.
 
     Raises:
-        RuntimeError: The processes do not start.
+        StartError: The processes do not start.
     """
     waiting = deque((number, *question) for number, question in enumerate(questions))
     events: SimpleQueue[_Event | BaseException] = SimpleQueue()
     started = [_Process(module, arguments, failure) for _ in range(min(processes, len(questions)))]
     for process in started:
         Thread(target=process.serve, args=(waiting, events), daemon=True).start()
-    left = len(questions)
+    left, look = len(questions), 0.0
     try:
         while left:
-            try:
-                event = events.get(timeout=0.2)
-            except Empty:
+            # By the clock, not when nothing comes: other processes may answer all the time.
+            if monotonic() > look:
                 for process in started:
                     process.end_if_late()
+                look = monotonic() + _LOOK_EVERY
+            try:
+                event = events.get(timeout=_LOOK_EVERY)
+            except Empty:
                 continue
             if isinstance(event, BaseException):
                 raise event
@@ -175,7 +184,9 @@ class _Process:
         child.kill()
         child.communicate()
         if not line:
-            self._end_of_answers = Ended("" if late else _cause(child.returncode), limit)
+            cause = _cause(child.returncode)
+            # Its own alarm rings when nobody here has looked at the clock.
+            self._end_of_answers = Ended("" if late or cause == "SIGALRM" else cause, limit)
 
     def _wait_until(self, deadline: float) -> None:
         with self._lock:
@@ -193,12 +204,16 @@ class _Process:
                 env={**os.environ, "PYTHONPATH": modules},
             )
             with self._lock:
-                self._child = child
+                self._child, self._deadline = child, monotonic() + _START
+                if self._ended:  # while it was on its way
+                    child.kill()
             assert child.stdout is not None
             if not child.stdout.readline() and not self._ended:
                 messages.seek(0)
-                reason = messages.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise RuntimeError(f"{self.failure}: {''.join(reason)}")
+                lines = messages.read().decode(errors="replace").strip().splitlines()
+                if self._late:
+                    lines = [f"a process did not start within {_START:g} s"]
+                raise StartError(f"{self.failure}: {''.join(lines[-1:])}")
         return child
 
 
