@@ -35,7 +35,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `lmdvid animate` does; for all alike
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `lmdvid` does; for all alike
 
 import torch
 import torch.nn.functional as F

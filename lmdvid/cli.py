@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
+    # Clips and feature maps are many pages of memory, new ones all the time: in large pages the
+    # system hands them out several times as fast. torch reads this when it first allocates.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
     command = argv[0] if argv else "--help"
     try:
         if command in ("-h", "--help"):

@@ -347,7 +347,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "fit": "crop",
             "batch_size": None,
             "device": "auto",
-            "dtype": "float32",
+            "dtype": None,
             "audio": True,
             "progress": True,
             "absolute_directions": (),

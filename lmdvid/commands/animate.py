@@ -1,7 +1,6 @@
 """``lmdvid animate``."""
 
 import argparse
-import os
 
 from lmdvid.commands import whole_numbers
 
@@ -105,10 +104,6 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Animate, and say where the result is."""
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
-
-    # Feature maps are many pages of memory, and new ones at every layer: in large pages the system
-    # hands them out several times as fast. torch reads this when it first allocates.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
     from lmdvid import animate
 

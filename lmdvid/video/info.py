@@ -72,8 +72,12 @@ def in_order(frames: "Tensor", ordered: Sequence[int], numbers: Sequence[int]) -
     """Frames that were read as `ordered` arranged as `numbers`."""
     if list(numbers) == ordered:
         return frames
+    import torch
+
     place = {number: row for row, number in enumerate(ordered)}
-    return frames[[place[number] for number in numbers]]
+    # Many times faster than frames[[...]], which copies byte by byte.
+    rows = torch.tensor([place[number] for number in numbers], device=frames.device)
+    return frames.index_select(0, rows)
 
 
 def check_indices(path: Path, indices: Sequence[int], count: int) -> None:
