@@ -624,8 +624,8 @@ def test_interrupt_ends_at_once_and_leaves_nothing(checkpoint, clip):
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    # A shell calls both 130: Python ends by the signal itself where that came within an `exec`, such
-    # as those by which imports make data classes, whoever catches it later.
+    # A shell calls both 130: Python ends by the signal itself where that came within an `exec`,
+    # such as those by which imports make data classes, whoever catches it later.
     assert process.returncode in (130, -signal.SIGINT)
     assert errors == ""
     assert time.monotonic() - asked < 10
