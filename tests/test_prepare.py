@@ -288,9 +288,16 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     }
     for path in output.glob("*.mp4"):
         assert numbers(all_frames(path)) == frames
-    # Whoever worked for the first run has noticed its end.
-    processes = ["ps", "-o", "pid=", "-s", str(first.pid)]
-    assert not subprocess.run(processes, capture_output=True, text=True).stdout.strip()
+    # Whoever worked for the first run notices its end; nobody may have collected it yet (Z).
+    processes = ["ps", "-o", "stat=", "-s", str(first.pid)]
+    deadline = time.monotonic() + 20
+    while True:
+        states = subprocess.run(processes, capture_output=True, text=True).stdout.split()
+        working = [state for state in states if not state.startswith("Z")]
+        if not working or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert not working
 
 
 def test_a_note_that_was_cut_off_means_to_encode_again(source, tmp_path):
