@@ -357,6 +357,7 @@ def test_truncation_pulls_towards_the_mean_of_training(tmp_path):
         (lambda: Generator(**NETWORK)(torch.zeros(2, 9), torch.zeros(2, 1, 5)), r"\(B, 8\)"),
         (lambda: Generator(**NETWORK)(torch.zeros(2, 8), torch.zeros(2, 5)), r"\(B, T - 1, 5\)"),
         (lambda: InMoDeGAN(**SMALL, adversarial=0.0), "nothing else trains this"),
+        (lambda: InMoDeGAN(**SMALL).predict_step({"source": 0}, 0), "generate 16"),
     ],
 )
 def test_nonsense_is_refused(build, words):

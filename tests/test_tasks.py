@@ -17,7 +17,7 @@ from lmdvid import losses
 from lmdvid.callbacks import PredictionVideos, SampleVideos, moments, stack
 from lmdvid.networks.layers import ImageDiscriminator
 from lmdvid.networks.lia import Generator
-from lmdvid.tasks.adversarial import NonFiniteLossError, PrecisionError
+from lmdvid.tasks.adversarial import NonFiniteLossError, PrecisionError, PredictionError
 from lmdvid.tasks.lia import LIA
 from lmdvid.video import probe, read_clip
 
@@ -366,3 +366,8 @@ def test_prediction_moves_the_source(tmp_path):
     assert result["video"].shape == (1, 5, 3, 32, 32)
     video = Squares(1, 5)[0]["video"]
     torch.testing.assert_close(result["video"], task(video[:1], video[None]))
+
+
+def test_numbers_are_nothing_to_animate():
+    with pytest.raises(PredictionError, match="leave data"):
+        LIA(**SMALL).predict_step({"index": torch.arange(2)}, 0)

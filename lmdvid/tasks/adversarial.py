@@ -23,6 +23,10 @@ class PrecisionError(ValueError):
     """The trainer's precision is one that the networks cannot run in."""
 
 
+class PredictionError(ValueError):
+    """The data module gives something else to predict from than the task takes."""
+
+
 class AdversarialTask(L.LightningModule):
     """A generator against a discriminator, one step of each per batch, the generator first.
 

@@ -14,7 +14,7 @@ from lmdvid import losses
 from lmdvid.animate import AnimationNetwork
 from lmdvid.losses import PerceptualLoss
 from lmdvid.networks.features import perceptual_features
-from lmdvid.tasks.adversarial import AdversarialTask, Batch
+from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
 
 
 class AnimationTask(AdversarialTask):
@@ -112,6 +112,11 @@ class AnimationTask(AdversarialTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Animate pairs of a picture and a driving clip."""
+        if "source" not in batch:
+            raise PredictionError(
+                f"{type(self).__name__} animates pairs and makes no videos from noise: leave "
+                "data.init_args.generate out"
+            )
         return {"key": batch["key"], "video": self(batch["source"], batch["driving"])}
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:

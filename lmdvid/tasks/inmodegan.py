@@ -11,7 +11,7 @@ from lmdvid.metrics.frechet import FrechetDistance
 from lmdvid.navigator import Orthogonal
 from lmdvid.networks.features import EfficientNetClips
 from lmdvid.networks.inmodegan import Discriminators, Generator, Noise, VideoKind
-from lmdvid.tasks.adversarial import AdversarialTask, Batch
+from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
 
 
 class InMoDeGAN(AdversarialTask):
@@ -153,6 +153,11 @@ class InMoDeGAN(AdversarialTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Videos by their indices, `index` (B,)."""
+        if "index" not in batch:
+            raise PredictionError(
+                "InMoDeGAN makes videos from noise and animates no pairs: say how many, such as "
+                "--data.init_args.generate 16"
+            )
         indices = batch["index"].tolist()
         videos = generate(
             cast(VideoGenerator, self.generator_ema.network), self.prediction, indices
