@@ -9,6 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def warp(features: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
+    """Sample feature maps or images where a grid says.
+
+    Convention: see above.
+
+    Args:
+        features: (B, C, H, W); may be one map expanded to B.
+        grid: (B, 2, H', W') coordinates, finite.
+        align_corners: See the convention.
+
+    Returns:
+        (B, C, H', W') in the precision of the features or of the grid, whichever is higher.
+    """
+    exact = torch.promote_types(features.dtype, grid.dtype)
+    return F.grid_sample(
+        features.to(exact), grid.to(exact).movedim(1, -1), align_corners=align_corners
+    )
+
+
 def masked_warp(features: Tensor, grid: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
     """Sample feature maps and multiply with a mask.
 
@@ -30,10 +49,7 @@ def masked_warp(features: Tensor, grid: Tensor, mask: Tensor, align_corners: boo
     """
     if _by_rows(features):
         return _sum_of_rows(features, grid, mask, align_corners)
-    sampled = F.grid_sample(
-        features.to(grid.dtype), grid.movedim(1, -1), align_corners=align_corners
-    )
-    return mask * sampled
+    return mask * warp(features, grid, align_corners)
 
 
 def _by_rows(features: Tensor) -> bool:
