@@ -28,7 +28,7 @@ from lmdvid.metrics.animation import (
     ReconstructionScores,
     pairs_of,
 )
-from lmdvid.metrics.detections import as_points, load_detections
+from lmdvid.metrics.detections import SCORES, as_points, load_detections
 from lmdvid.metrics.protocols import NETWORKS, Protocol, Side, protocol
 from lmdvid.metrics.sets import SetScores, TooFewError
 from lmdvid.networks.features.lpips import LPIPS
@@ -357,9 +357,8 @@ def _compare_detections(
     metrics = {"keypoints": KeypointScores, "identity": IdentityScores}
     if unused := set(files) - set(by.detections):
         raise EvaluationError(f"{by.name} uses no {' and no '.join(sorted(unused))}")
-    shown = {"keypoints": ("akd", "mkr"), "identity": ("aed", "csim", "missed")}
     for kind in by.detections:
-        result["scores"] |= dict.fromkeys(shown[kind])
+        result["scores"] |= dict.fromkeys(SCORES[kind])
         if kind not in files:
             continue
         sides = [load_detections(path) for path in files[kind]]
@@ -368,14 +367,22 @@ def _compare_detections(
         }
         metric = metrics[kind](sync_on_compute=False)  # every process has read all of it
         fill = any(about["file"].endswith(".csv") for _, about in sides)
+        made, real = sides[0][0], sides[1][0]
+        if by.motion == "other":  # one row, of the source picture, stands for all frames
+            real = {
+                clip: rows.expand(len(made.get(clip, rows)), *rows.shape[1:])
+                if len(rows) == 1
+                else rows
+                for clip, rows in real.items()
+            }
         try:
-            for _, found, true in pairs_of(sides[0][0], sides[1][0], fill):
+            for _, found, true in pairs_of(made, real, fill):
                 form = as_points if kind == "keypoints" else _as_rows
                 metric.update(form(found), form(true))
             values = metric.compute()
         except ValueError as error:
             raise EvaluationError(f"{kind}: {error}") from None
-        result["scores"] |= {name: values[name].item() for name in shown[kind]}
+        result["scores"] |= {name: values[name].item() for name in SCORES[kind]}
 
 
 def _as_rows(values: Tensor) -> Tensor:
