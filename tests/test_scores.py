@@ -343,13 +343,13 @@ t.protocols.PROTOCOLS.update({{
     "clips": t.Protocol("clips", "", "clip_means", frames=3, limit=9),
 }})
 data = Puppets(
-    {folder!r}, size=32, train_identities=40, test_identities=5, clip_frames=12, batch_size=2,
+    {folder!r}, size=32, train_identities=110, test_identities=5, clip_frames=12, batch_size=2,
     frames=6, sampling="consecutive", eval_frames=6, backend="pyav",
 )
 store = t.StoreScores({folder!r} + f"/{{devices}}.json", ["reconstruction", "frames", "clips"])
 run = t.L.Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
-    callbacks=[t.ProbeScores(200), store], enable_progress_bar=False, enable_model_summary=False,
+    callbacks=[t.ProbeScores(600), store], enable_progress_bar=False, enable_model_summary=False,
 )
 run.test(t.Task("driving"), data, verbose=False)
 """
