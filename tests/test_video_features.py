@@ -59,7 +59,7 @@ def i3d_layout() -> dict:
 def inception_layout() -> dict:
     """`fid_inception_v3` of mseitzer/pytorch-fid, src/pytorch_fid/inception.py.
 
-    1008 classes, no auxiliary classifier; blocks of pytorch/vision, torchvision/models/inception.py.
+    1008 classes, no auxiliary classifier; blocks of pytorch/vision, models/inception.py.
     """
     table = {
         "Conv2d_1a_3x3": (32, 3, 3, 3), "Conv2d_2a_3x3": (32, 32, 3, 3),
