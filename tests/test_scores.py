@@ -81,7 +81,7 @@ class Task(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def test_step(self, batch, batch_idx):
-        self.log("test/constant", 3.0, batch_size=len(batch["video"]))
+        self.log("test/constant", 3.0, batch_size=len(batch["video"]), sync_dist=True)
         source = batch["video"][:, 0]
         panels = {
             "source": source,
