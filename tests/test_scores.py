@@ -81,7 +81,9 @@ class Task(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def test_step(self, batch, batch_idx):
-        self.log("test/constant", 3.0, batch_size=len(batch["video"]), sync_dist=True)
+        weight = len(batch["video"]) * self.trainer.world_size  # as tasks do
+        self.log("test/constant", 3.0, batch_size=weight, sync_dist=True)
+        self.log("test/mean", batch["video"].mean(), batch_size=weight, sync_dist=True)
         source = batch["video"][:, 0]
         panels = {
             "source": source,

@@ -144,7 +144,9 @@ class AnimationTask(AdversarialTask):
             scores |= {f"cross_{name}": value for name, value in cross.items()}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in scores.items()},
-            batch_size=len(video),
+            # Lightning 2.6 averages these over processes as whole numbers, rounding down: so that
+            # nothing is lost where shares are uneven, a multiple of their number.
+            batch_size=len(video) * self.trainer.world_size,
             on_epoch=True,
             sync_dist=True,
         )

@@ -192,7 +192,9 @@ class InMoDeGAN(AdversarialTask):
             f"{stage}/motion": (fake[:, 1:] - fake[:, :-1]).abs().mean(),
             f"{stage}/real_motion": (real[:, 1:] - real[:, :-1]).abs().mean(),
         }
-        self.log_dict(scores, batch_size=len(real), on_epoch=True, sync_dist=True)
+        # A multiple of the number of processes, see `AnimationTask`.
+        weight = len(real) * self.trainer.world_size
+        self.log_dict(scores, batch_size=weight, on_epoch=True, sync_dist=True)
         self.log(f"{stage}/clips", float(len(real)), reduce_fx="sum", on_epoch=True, sync_dist=True)
         panels = self._samples() if batch_idx == 0 and self.global_rank == 0 else {}
         return panels | {"compared": {"noise": (fake, real)}}
