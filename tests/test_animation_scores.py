@@ -56,6 +56,14 @@ class TestReconstruction:
         assert (found["l1"], found["psnr"]) == (0, pytest.approx(100))
         assert metric.totals.dtype == torch.float64
 
+    def test_autocast_changes_nothing(self):
+        a, first, second = waves()
+        alone, around = ReconstructionScores(), ReconstructionScores()
+        alone.update(as_video(first, second), as_video(a, a))
+        with torch.autocast("cpu", torch.bfloat16):
+            around.update(as_video(first, second), as_video(a, a))
+        assert values(around) == values(alone)
+
     def test_refuses(self):
         metric = ReconstructionScores()
         with pytest.raises(ValueError, match="no video was compared"):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lmdvid.metrics.samples import ExactMetric
+from lmdvid.ops.precision import exact
 
 Reduction = Literal["video", "frame"]
 
@@ -62,10 +63,12 @@ class ReconstructionScores(ExactMetric):
             parts = zip(*(video.split(16) for video in pair), strict=True)  # of long videos, too
             self.add_video(torch.cat([self.frame_scores(*part) for part in parts]))
 
-    @torch.no_grad()
     def frame_scores(self, video: Tensor, truth: Tensor) -> Tensor:
         """Return the scores (T, len(names)) of frames (T, 3, H, W): a part of a long video."""
-        video, truth = video.float().clamp(-1, 1), truth.float()
+        with exact(video.device):  # autocast would blur in bfloat16
+            return self._frame_scores(video.float().clamp(-1, 1), truth.float())
+
+    def _frame_scores(self, video: Tensor, truth: Tensor) -> Tensor:
         gap = (video - truth) / 2
         # On [0, 1]: SSIM is not indifferent to a shift, and on [-1, 1] lower.
         ssim = structural_similarity_index_measure(
@@ -75,8 +78,7 @@ class ReconstructionScores(ExactMetric):
         error = gap.square().flatten(1).mean(1).clamp(min=1e-10)
         scores = [gap.abs().flatten(1).mean(1), -10 * error.log10(), ssim.view(-1)]
         if (lpips := self._lpips[0]) is not None:
-            parts = zip(video.split(16), truth.split(16), strict=True)
-            scores.append(torch.cat([lpips(*pair) for pair in parts]))
+            scores.append(lpips(video, truth))
         return torch.stack(scores, dim=1)
 
     def add_video(self, scores: Tensor) -> None:

@@ -14,6 +14,7 @@ from lmdvid import losses
 from lmdvid.animate import AnimationNetwork
 from lmdvid.losses import PerceptualLoss
 from lmdvid.networks.features import perceptual_features
+from lmdvid.ops.precision import exact
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
 
 
@@ -130,7 +131,11 @@ class AnimationTask(AdversarialTask):
         video = batch["video"]
         source = video[:, 0]
         result = self(source, video)
-        scores = self._scores(result[:, 1:], video[:, 1:], source)
+        # A clip of one frame has nothing but its source: it counts for nothing, in every process.
+        new = slice(min(1, video.shape[1] - 1), None)
+        counts = int(video.shape[1] > 1)
+        scores = self._scores(result[:, new], video[:, new], source)
+        self._log_scores(f"{stage}/", scores, batch, counts)
         panels = {"source": source, "driving": video, "result": result}
         compared = {"own": (result, video)}
         if "cross_driving" in batch:
@@ -141,16 +146,20 @@ class AnimationTask(AdversarialTask):
         if "cross_truth" in batch:
             panels["truth"] = batch["cross_truth"]
             cross = self._scores(result, panels["truth"], source)
-            scores |= {f"cross_{name}": value for name, value in cross.items()}
+            self._log_scores(f"{stage}/cross_", cross, batch)
+        return panels | {"compared": compared}
+
+    def _log_scores(
+        self, prefix: str, scores: dict[str, Tensor], batch: Batch, counts: int = 1
+    ) -> None:
         self.log_dict(
-            {f"{stage}/{name}": value for name, value in scores.items()},
+            {f"{prefix}{name}": value for name, value in scores.items()},
             # Lightning 2.6 averages these over processes as whole numbers, rounding down: so that
             # nothing is lost where shares are uneven, a multiple of their number.
-            batch_size=len(video) * self.trainer.world_size,
+            batch_size=counts * len(batch["video"]) * self.trainer.world_size,
             on_epoch=True,
             sync_dist=True,
         )
-        return panels | {"compared": compared}
 
     @staticmethod
     def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
@@ -162,10 +171,11 @@ class AnimationTask(AdversarialTask):
         # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
         # times the memory of the frames: of long clips, a part at a time.
         made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        parts = [
-            structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
-            for a, b in zip(made.split(64), true.split(64), strict=True)
-        ]
+        with exact(made.device):  # autocast would blur in bfloat16
+            parts = [
+                structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+                for a, b in zip(made.split(64), true.split(64), strict=True)
+            ]
         ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
         return {
             # On a scale of [0, 1], as LIA reports it.
