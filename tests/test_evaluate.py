@@ -265,9 +265,35 @@ class TestPairs:
         assert result["detectors"]["keypoints"]["real"]["detector"] == "fan"
         with pytest.raises(evaluate.EvaluationError, match="reconstruction uses no keypoints"):
             evaluate.evaluate(clips, clips, "reconstruction", detections=files)
+        assert result["counts"]["keypoints_frames"] == 2
+        np.savez(tmp_path / "other.npz", **{"00": truth + 5})
+        better = evaluate.evaluate(
+            clips, clips, "fomm_reconstruction",
+            detections={"keypoints": (tmp_path / "other.npz", tmp_path / "real.npz")},
+        )  # fmt: skip
+        check_comparable(result, better)
+        np.savez(tmp_path / "other.npz", **{"00": truth + 5, "detector": np.array("another")})
+        worse = evaluate.evaluate(
+            clips, clips, "fomm_reconstruction",
+            detections={"keypoints": (tmp_path / "other.npz", tmp_path / "real.npz")},
+        )  # fmt: skip
+        with pytest.raises(ProtocolError, match="None.* and .*another"):
+            check_comparable(result, worse)
         np.savez(tmp_path / "fake.npz", other=truth)
         with pytest.raises(evaluate.EvaluationError, match="keypoints: 1 clips have no detections"):
             evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
+        np.savez(tmp_path / "real.npz", other=truth)
+        with pytest.raises(evaluate.EvaluationError, match=r"real.npz must have the 1 clips .* 00 "):
+            evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
+
+    def test_names(self, tmp_path):
+        """A folder's dot is part of its name; two videos of one name are refused."""
+        clips = write_clips(tmp_path / "real", 2, 0, 2)
+        named = {"v.1": clips["00.npy"], "v.2": clips["01.npy"]}
+        assert evaluate.evaluate(named, named, "reconstruction")["counts"] == {"videos": 2}
+        twice = {"a.npy": clips["00.npy"], "a.mp4": clips["01.npy"]}
+        with pytest.raises(evaluate.EvaluationError, match="generated videos a.mp4 and a.npy are"):
+            evaluate.evaluate({"a.npy": clips["00.npy"]}, twice, "reconstruction")
 
 
 class TestProtocols:

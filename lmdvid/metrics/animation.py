@@ -144,6 +144,10 @@ class KeypointScores(ExactMetric):
         frames, with_truth = (shared > 0).sum(), true.any(1).sum().to(self.totals.device)
         self.counts = self.counts + torch.stack([frames, with_truth, frames])
 
+    def true_frames(self) -> int:
+        """Return the number of frames with a point in the truth."""
+        return int(self.counts[1])
+
     def compute(self) -> dict[str, Tensor]:
         """Return `akd`, `mkr`, `euclidean`: float64 scalars, NaN where no frame counts."""
         if self.counts[1] == 0:
@@ -197,6 +201,10 @@ class IdentityScores(ExactMetric):
         self.totals = self.totals + torch.stack(sums)
         both, all_true = torch.tensor(len(a), device=device), true.sum()
         self.counts = self.counts + torch.stack([both, both, both, all_true])
+
+    def true_frames(self) -> int:
+        """Return the number of frames with a face in the truth."""
+        return int(self.counts[3])
 
     def compute(self) -> dict[str, Tensor]:
         """Return `aed`, `euclidean`, `csim`, `missed`: float64 scalars."""
