@@ -30,7 +30,8 @@ from lmdvid.metrics.animation import (
 )
 from lmdvid.metrics.detections import SCORES, as_points, load_detections
 from lmdvid.metrics.protocols import NETWORKS, Protocol, Side, protocol
-from lmdvid.metrics.sets import SetScores, TooFewError
+from lmdvid.metrics.samples import TooFewError
+from lmdvid.metrics.sets import SetScores
 from lmdvid.networks.features.lpips import LPIPS
 from lmdvid.video import (
     VideoReadError,
@@ -142,7 +143,7 @@ def evaluate(
         found, decoded, broken, too short), `bias`, `real_from_cache`, `versions`, `seconds`.
 
     Raises:
-        ProtocolError: There is no protocol of this name.
+        ProtocolError: There is no protocol of this name, or it cannot be extrapolated.
         EvaluationError: Too few videos can be read, or pairs are not complete.
         WeightsError: The network's file is missing or is another one.
         DetectionsError: A detector's file cannot be used.
@@ -169,10 +170,13 @@ def evaluate(
     with Progress(*columns, disable=not shown) as bar:
         if by.features:
             network = NETWORKS[by.features](weights).to(device)
-            try:
-                scores = SetScores(by, network, device, extrapolate)
-            except ValueError as error:
-                raise EvaluationError(str(error)) from None
+            scores = SetScores(by, network, device, extrapolate)
+            fewest = min(len(one.clips) for one in sets)
+            if extrapolate and fewest < scores.minimum:  # before an hour of work
+                raise EvaluationError(
+                    f"{by.name}: an extrapolation in {network.dim} features needs {scores.minimum} "
+                    f"clips of each side; there are {fewest}"
+                )
             settings = _Settings(scores, device, batch_size, workers, bar)
             _compare_sets(result, sets, settings, None if cache is None else Path(cache))
         if by.pixels:

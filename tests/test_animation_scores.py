@@ -160,7 +160,11 @@ class TestDetections:
     def test_names_are_paths_without_suffix(self, tmp_path):
         names = ["id1/00001.mp4", "id2/00001.mp4", "v.1", "v.2"]
         np.savez(tmp_path / "a.npz", **{name: np.zeros((1, 3)) for name in names})
-        assert list(load_detections(tmp_path / "a.npz")[0]) == ["id1/00001", "id2/00001", *names[2:]]
+        assert list(load_detections(tmp_path / "a.npz")[0]) == [
+            "id1/00001",
+            "id2/00001",
+            *names[2:],
+        ]
         np.savez(tmp_path / "a.npz", **{name: np.zeros((1, 3)) for name in ("a.mp4", "a.npy")})
         with pytest.raises(DetectionsError, match="two clips are called a\\n"):
             load_detections(tmp_path / "a.npz")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lmdvid.metrics.samples import ExactMetric
+from lmdvid.metrics.samples import ExactMetric, TooFewError
 from lmdvid.ops.precision import exact
 
 Reduction = Literal["video", "frame"]
@@ -26,7 +26,7 @@ class ReconstructionScores(ExactMetric):
         kwargs: Of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: Unknown reduction; from `compute`: no video at all.
+        ValueError: Unknown reduction; from `compute`, `TooFewError`: no video.
     """
 
     count: Tensor
@@ -92,7 +92,7 @@ class ReconstructionScores(ExactMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return the mean scores by name, float64 scalars."""
         if self.count == 0:
-            raise ValueError("ReconstructionScores: no video was compared")
+            raise TooFewError("ReconstructionScores: no video was compared")
         return dict(zip(self.names, self.totals / self.count, strict=True))
 
 
@@ -106,7 +106,7 @@ class KeypointScores(ExactMetric):
     that say "distance" may mean.
 
     Raises:
-        ValueError: From `compute`: no frame has a point in the truth.
+        TooFewError: From `compute`: no frame has a point in the truth.
     """
 
     totals: Tensor
@@ -151,7 +151,7 @@ class KeypointScores(ExactMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return `akd`, `mkr`, `euclidean`: float64 scalars, NaN where no frame counts."""
         if self.counts[1] == 0:
-            raise ValueError("KeypointScores: no frame has a key point in the truth")
+            raise TooFewError("KeypointScores: no frame has a key point in the truth")
         return dict(zip(("akd", "mkr", "euclidean"), self.totals / self.counts, strict=True))
 
 
@@ -164,7 +164,7 @@ class IdentityScores(ExactMetric):
     three; `missed` is the share of the truth's faces that the prediction lacks.
 
     Raises:
-        ValueError: From `compute`: no frame has a face in the truth.
+        TooFewError: From `compute`: no frame has a face in the truth.
     """
 
     totals: Tensor
@@ -209,7 +209,7 @@ class IdentityScores(ExactMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return `aed`, `euclidean`, `csim`, `missed`: float64 scalars."""
         if self.counts[3] == 0:
-            raise ValueError("IdentityScores: no frame has a face in the truth")
+            raise TooFewError("IdentityScores: no frame has a face in the truth")
         names = ("aed", "euclidean", "csim", "missed")
         return dict(zip(names, self.totals / self.counts, strict=True))
 

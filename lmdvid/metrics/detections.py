@@ -68,10 +68,11 @@ def load_detector(name: str) -> tuple[Detector, dict[str, str]]:
 def load_detections(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what a detector found.
 
-    Clips are named as `lmdvid evaluate` finds them, by their path below the folder of videos. An `.npz` has an array for each clip, named after it: (T, K, 2) key points or (T, D)
-    embeddings, NaN for what is missing; it may have a text `detector`. A `.csv` has the columns
-    `clip`, `frame` and then the values of a row (x0, y0, x1, y1, ... or the embedding), empty
-    where missing; frames that have no row are missing as a whole.
+    Clips are named as `lmdvid evaluate` finds them, by their path below the folder of videos. An
+    `.npz` has an array for each clip, named after it: (T, K, 2) key points or (T, D) embeddings,
+    NaN for what is missing; it may have a text `detector`. A `.csv` has the columns `clip`,
+    `frame` and then the values of a row (x0, y0, x1, y1, ... or the embedding), empty where
+    missing; frames that have no row are missing as a whole.
 
     Returns:
         By clip, its path without the suffix, float64 arrays: (T, D), or (T, K, 2) of an npz;

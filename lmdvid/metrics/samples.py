@@ -11,6 +11,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
+class TooFewError(ValueError):
+    """There are too few samples for a score; the text has the numbers."""
+
+
 class ExactMetric(Metric):
     """A metric whose states keep their type whatever precision the model around it is moved to.
 
@@ -112,7 +116,7 @@ class TwoSampleMetric(ExactMetric):
     def _check(self) -> None:
         """Refuse what cannot be computed: in every process, before one of them computes."""
         if min(self.real_count, self.fake_count) < self.minimum:
-            raise ValueError(
+            raise TooFewError(
                 f"{type(self).__name__} needs at least {self.minimum} samples on each side; it "
                 f"has {int(self.real_count)} real and {int(self.fake_count)} generated"
             )
