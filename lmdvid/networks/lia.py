@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmdvid.navigator import LatentNavigator, Orthogonal
-from lmdvid.networks import Mode
+from lmdvid.networks import Mode, check_images, check_mode
 from lmdvid.networks.layers import (
     DownPyramid,
     EqualConv2d,
@@ -29,7 +29,7 @@ from lmdvid.networks.layers import (
     upsample,
 )
 from lmdvid.ops.convolution import Convolution
-from lmdvid.ops.warp import masked_warp
+from lmdvid.ops.warp import identity_grid, masked_warp
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ class Flow(nn.Module):
             logits = self.conv(h.to(exact), w).contiguous() + self.bias.view(1, 3, 1, 1)
             if coarser is not None:
                 logits = logits + upsample(coarser)
-            height, width = logits.shape[-2:]
-            y = torch.linspace(-1, 1, height, device=h.device, dtype=exact)
-            x = torch.linspace(-1, 1, width, device=h.device, dtype=exact)
-            grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
+            grid = logits[:, :2].tanh() + identity_grid(*logits.shape[-2:], like=logits)
             mask = logits[:, 2:].sigmoid()
             return masked_warp(features, grid, mask, self.align_corners), mask, logits
 
@@ -260,6 +257,8 @@ class Generator(nn.Module):
             models the time to unlearn them.
     """
 
+    modes: tuple[Mode, ...] = ("relative", "absolute")
+
     def __init__(
         self,
         size: int = 256,
@@ -285,6 +284,11 @@ class Generator(nn.Module):
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, align_corners, flow_init)
 
+    @property
+    def directions(self) -> int:
+        """Number N of motion directions."""
+        return self.navigator.directions
+
     def forward(
         self, source: Tensor, driving: Tensor, both_ways: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -300,8 +304,8 @@ class Generator(nn.Module):
             The pictures (B, 3, size, size), unbounded, and their magnitudes (B, N); with
             `both_ways` (2B, ...), those of the sources after those of the driving pictures.
         """
-        self._check(source)
-        self._check(driving)
+        check_images(source, self.size)
+        check_images(driving, self.size)
         batch = len(source)
         code, alpha, features = self.encoder(torch.cat([source, driving]))
         alpha = alpha.roll(batch, dims=0)
@@ -312,13 +316,13 @@ class Generator(nn.Module):
 
     def encode_source(self, image: Tensor) -> Source:
         """Compute once what every frame needs of the picture (B, 3, size, size) in [-1, 1]."""
-        self._check(image)
+        check_images(image, self.size)
         code, alpha, features = self.encoder(image)
         return Source(code, alpha, features)
 
     def encode_motion(self, frames: Tensor) -> Tensor:
         """Motion magnitudes (T, N) of driving frames (T, 3, size, size) in [-1, 1]."""
-        self._check(frames)
+        check_images(frames, self.size)
         return self.encoder(frames)[1]
 
     def render(
@@ -327,6 +331,7 @@ class Generator(nn.Module):
         codes: Tensor,
         reference: Tensor | None = None,
         mode: Mode = "relative",
+        magnitude: float = 1.0,
     ) -> Tensor:
         """Show the source in other poses.
 
@@ -335,32 +340,29 @@ class Generator(nn.Module):
             codes: (T, N) magnitudes a(x_t).
             reference: (1, N) magnitudes a(x_1) of the driving video's first frame; `relative`
                 needs them.
-            mode: `absolute` walks z_{s->r} + D a(x_t); `relative` moves from the source's own pose
-                by the change since the reference, z_{s->r} + D (a(x_s) + a(x_t) - a(x_1)).
+            mode: `absolute` walks z_{s->r} + m D a(x_t); `relative` moves from the source's own
+                pose by the change since the reference, z_{s->r} + D (a(x_s) + m (a(x_t) - a(x_1))).
+            magnitude: The factor m.
 
         Returns:
             (T, 3, size, size), unbounded; clamp to [-1, 1] to show it.
 
         Raises:
-            ValueError: For an unknown mode, or `relative` without a reference.
+            ValueError: For a mode that LIA lacks, or `relative` without a reference.
         """
-        if mode == "relative":
-            if reference is None:
-                raise ValueError("mode='relative' needs the codes of the first driving frame")
-            codes = source.codes + codes - reference
-        elif mode != "absolute":
-            raise ValueError(f"mode={mode!r}: choose 'relative' or 'absolute'")
+        check_mode(mode, self.modes, reference)
+        if reference is not None and mode == "relative":
+            codes = source.codes + magnitude * (codes - reference)
+        else:
+            codes = magnitude * codes
         count = len(codes)
         w = self.navigator(source.appearance.expand(count, -1), codes)
         features = tuple(f.expand(count, -1, -1, -1) for f in source.features)
         return self.synthesis(w, features)[0]
 
-    def _check(self, image: Tensor) -> None:
-        if image.ndim != 4 or image.shape[1:] != (3, self.size, self.size):
-            raise ValueError(
-                f"images have shape {tuple(image.shape)}: this network takes "
-                f"(B, 3, {self.size}, {self.size})"
-            )
+    def pose_distance(self, source: Source, codes: Tensor) -> Tensor:
+        """How unlike the source's pose the magnitudes (T, N) are, (T,)."""
+        return (codes - source.codes).square().sum(dim=1)
 
 
 def matches(keys: Iterable[str]) -> bool:

@@ -9,6 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def identity_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """Coordinates of every pixel centre, x first, as `align_corners=True` counts them.
+
+    Args:
+        height: H.
+        width: W.
+        like: Gives device and precision.
+
+    Returns:
+        (2, H, W), from -1 to 1.
+    """
+    x, y = (
+        torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype) for n in (width, height)
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
 def warp(features: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
     """Sample feature maps or images where a grid says.
 
