@@ -129,12 +129,12 @@ class AnimationTask(AdversarialTask):
         video = batch["video"]
         source = video[:, 0]
         result = self(source, video)
-        scores = self._scores(result[:, 1:], video[:, 1:], source)
+        scores = reconstruction_scores(result[:, 1:], video[:, 1:], source)
         panels = {"source": source, "driving": video, "result": result}
         if "cross_truth" in batch:
             driving, truth = batch["cross_driving"], batch["cross_truth"]
             result = self(source, driving)
-            cross = self._scores(result, truth, source)
+            cross = reconstruction_scores(result, truth, source)
             scores |= {f"cross_{name}": value for name, value in cross.items()}
             panels = {"source": source, "driving": driving, "result": result, "truth": truth}
         self.log_dict(
@@ -145,20 +145,25 @@ class AnimationTask(AdversarialTask):
         )
         return panels
 
-    @staticmethod
-    def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
-        def psnr(video: Tensor) -> Tensor:
-            return peak_signal_noise_ratio(
-                video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
-            )
 
-        # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower.
-        made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        ssim = structural_similarity_index_measure(made, true, data_range=1.0)
-        return {
-            # On a scale of [0, 1], as LIA reports it.
-            "l1": 0.5 * losses.l1(result, truth),
-            "psnr": psnr(result),
-            "ssim": ssim,  # pyright: ignore[reportReturnType]
-            "copy_psnr": psnr(source[:, None].expand_as(truth)),
-        }
+def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
+    """How close videos (B, T, 3, H, W) come to the truth, beside what repeating `source` scores.
+
+    `l1` on a scale of [0, 1], `psnr` of each clip's mean squared error, `ssim` of frames.
+    """
+
+    def psnr(video: Tensor) -> Tensor:
+        return peak_signal_noise_ratio(
+            video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
+        )
+
+    # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower.
+    made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
+    ssim = structural_similarity_index_measure(made, true, data_range=1.0)
+    return {
+        # On a scale of [0, 1], as LIA reports it.
+        "l1": 0.5 * losses.l1(result, truth),
+        "psnr": psnr(result),
+        "ssim": ssim,  # pyright: ignore[reportReturnType]
+        "copy_psnr": psnr(source[:, None].expand_as(truth)),
+    }
