@@ -237,7 +237,9 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, inputs: int = 3, width: float = 1.0, spectral: bool = True) -> None:
         super().__init__()
         sizes = [inputs, *(widened(c, width) for c in (64, 128, 256, 512))]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 4) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
         self.norms = nn.ModuleList(nn.InstanceNorm2d(b, affine=True) for b in sizes[2:])
         self.score = nn.Conv2d(sizes[-1], 1, 1)
         if spectral:
@@ -302,7 +304,9 @@ def from_original(
         "keypoints": keypoints,
         "width": len(converted["painter.first.conv.weight"]) / 64,
         "shrink": shrink,
-        "single_jacobian": len(converted.get("detector.jacobians.weight", ())) == 4 != 4 * keypoints,
+        "single_jacobian": len(converted.get("detector.jacobians.weight", ()))
+        == 4
+        != 4 * keypoints,
         **PRESETS[preset or "fomm"],
     }
     return config, completed(Generator, config, converted), rest

@@ -10,7 +10,6 @@ Convention: normalised coordinates, x first, -1 and +1 at the centres of the out
 Shapes: B batch, K keypoints, C channels.
 """
 
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

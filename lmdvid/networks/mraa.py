@@ -353,7 +353,7 @@ class Generator(nn.Module):
 
 
 def _precision(regions: Keypoints) -> Tensor:
-    return inverse(regions.shape @ regions.shape.mT)  #X
+    return inverse(regions.shape @ regions.shape.mT)  # X
 
 
 PRESETS = {

@@ -20,9 +20,7 @@ def identity_grid(height: int, width: int, like: Tensor) -> Tensor:
     Returns:
         (2, H, W), from -1 to 1.
     """
-    x, y = (
-        torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype) for n in (width, height)
-    )
+    x, y = (torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype) for n in (width, height))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"))
 
 
