@@ -36,6 +36,26 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return real + F.softplus(_at_least_float32(fake_logits)).mean()
 
 
+def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Mean (1 - D(fake))^2 (LSGAN, Mao et al., 2017).
+
+    Args:
+        fake_scores: Discriminator's scores of generated images, any shape; 1 is real.
+    """
+    return (1 - _at_least_float32(fake_scores)).square().mean()
+
+
+def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Mean (1 - D(real))^2 + mean D(fake)^2 (LSGAN).
+
+    Args:
+        real_scores: Scores of real images, any shape.
+        fake_scores: Scores of generated images, computed from detached images.
+    """
+    real = (1 - _at_least_float32(real_scores)).square().mean()
+    return real + _at_least_float32(fake_scores).square().mean()
+
+
 def r1_penalty(real_images: Tensor, real_logits: Tensor, gamma: float = 10.0) -> Tensor:
     """Gradient penalty gamma / 2 E |dD/dx|^2 on real images (Mescheder et al., 2018, equation 9).
 

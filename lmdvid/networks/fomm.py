@@ -6,6 +6,7 @@ of the published files; the code is our own.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -238,7 +239,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         sizes = [inputs, *(widened(c, width) for c in (64, 128, 256, 512))]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 4) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Conv2d(a, b, 4) for a, b in pairwise(sizes)
         )
         self.norms = nn.ModuleList(nn.InstanceNorm2d(b, affine=True) for b in sizes[2:])
         self.score = nn.Conv2d(sizes[-1], 1, 1)
@@ -247,7 +248,7 @@ class PatchDiscriminator(nn.Module):
                 nn.utils.parametrizations.spectral_norm(conv)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, inputs, H, W), colours in [-1, 1], to scores (B, 1, h, w) and each block's features."""
+        """(B, inputs, H, W), colours in [-1, 1], to scores (B, 1, h, w) and blocks' features."""
         x = torch.cat([(images[:, :3] + 1) / 2, images[:, 3:]], dim=1)
         features = []
         for i, conv in enumerate(self.convs):

@@ -10,9 +10,10 @@ Convention: normalised coordinates, x first, -1 and +1 at the centres of the out
 Shapes: B batch, K keypoints, C channels.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -220,7 +221,7 @@ def encoder(inputs: int, base: int, blocks: int, width: float) -> nn.ModuleList:
     """Blocks that halve the resolution; the i-th has 2^(i + 1) `base` channels, at most 1024."""
     sizes = [inputs, *(widened(min(1024, base * 2 ** (i + 1)), width) for i in range(blocks))]
     return nn.ModuleList(
-        ConvBlock(a, b, resize="down") for a, b in zip(sizes, sizes[1:], strict=False)
+        ConvBlock(a, b, resize="down") for a, b in pairwise(sizes)
     )
 
 
@@ -277,7 +278,7 @@ def heatmaps(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return heat, torch.einsum("bkhw,chw->bkc", heat, grid)
 
 
-def bumps(position: Tensor, precision: Tensor, size: tuple[int, int]) -> Tensor:
+def bumps(position: Tensor, precision: Tensor, size: Sequence[int]) -> Tensor:
     """Gaussians exp(-(z - mu)^T P (z - mu) / 2), of height 1.
 
     Args:
@@ -295,7 +296,7 @@ def bumps(position: Tensor, precision: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.exp(-distance / 2)
 
 
-def local_motions(driving: Keypoints, source: Keypoints, size: tuple[int, int], flips: bool):
+def local_motions(driving: Keypoints, source: Keypoints, size: Sequence[int], flips: bool):
     """Where each keypoint's motion takes a place of the driving picture in the source.
 
     T_k(z) = mu_S + J_S J_D^-1 (z - mu_D) (FOMM, equation 4).

@@ -7,6 +7,7 @@ the method's description; shapes, numbers and names of weights are those of the 
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,6 @@ from lmdvid.networks.keypoints import (
     renamed,
     shrink_of,
     transfer,
-    unflipped,
     widened,
 )
 from lmdvid.ops.shrink import shrink
@@ -144,7 +144,7 @@ class Perceptron(nn.Sequential):
 
     def __init__(self, *sizes: int) -> None:
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:-1], strict=False):
+        for a, b in pairwise(sizes[:-1]):
             layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
@@ -353,7 +353,7 @@ class Generator(nn.Module):
 
 
 def _precision(regions: Keypoints) -> Tensor:
-    return inverse(regions.shape @ regions.shape.mT)  # X
+    return inverse(regions.shape @ regions.shape.mT)
 
 
 PRESETS = {
