@@ -238,9 +238,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, inputs: int = 3, width: float = 1.0, spectral: bool = True) -> None:
         super().__init__()
         sizes = [inputs, *(widened(c, width) for c in (64, 128, 256, 512))]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 4) for a, b in pairwise(sizes)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(nn.InstanceNorm2d(b, affine=True) for b in sizes[2:])
         self.score = nn.Conv2d(sizes[-1], 1, 1)
         if spectral:

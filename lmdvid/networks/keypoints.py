@@ -115,7 +115,7 @@ def hull_area(points: Tensor) -> float:
 def extent(keypoints: Keypoints) -> Tensor:
     """Size of each set of keypoints, (B,): the root of its hull's area."""
     areas = [max(hull_area(points), 1e-12) for points in keypoints.position]
-    return torch.tensor(areas).sqrt().to(keypoints.position)
+    return keypoints.position.new_tensor(areas).sqrt()
 
 
 def pose_distance(source: Keypoints, driving: Keypoints) -> Tensor:
@@ -220,9 +220,7 @@ def widened(channels: int, width: float) -> int:
 def encoder(inputs: int, base: int, blocks: int, width: float) -> nn.ModuleList:
     """Blocks that halve the resolution; the i-th has 2^(i + 1) `base` channels, at most 1024."""
     sizes = [inputs, *(widened(min(1024, base * 2 ** (i + 1)), width) for i in range(blocks))]
-    return nn.ModuleList(
-        ConvBlock(a, b, resize="down") for a, b in pairwise(sizes)
-    )
+    return nn.ModuleList(ConvBlock(a, b, resize="down") for a, b in pairwise(sizes))
 
 
 class Hourglass(nn.Module):
