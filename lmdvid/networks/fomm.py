@@ -294,6 +294,7 @@ def from_original(
             "kp_detector.predictor.": "detector.hourglass.",
             "kp_detector.kp.": "detector.heatmaps.",
             "kp_detector.jacobian.": "detector.jacobians.",
+            "kp_detector.": "detector.",
         },
     )
     shrink = shrink_of(v for k, v in state.items() if k.endswith("down.weight"))

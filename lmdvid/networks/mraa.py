@@ -407,11 +407,13 @@ def from_original(
             "generator.": "painter.",
             "region_predictor.predictor.": "regions.hourglass.",
             "region_predictor.regions.": "regions.heatmaps.",
+            "region_predictor.": "regions.",
             "bg_predictor.fc.": "behind.motion.",
             "bg_predictor.": "behind.",
             "avd_network.id_encoder.": "avd.identity.",
             "avd_network.pose_encoder.": "avd.pose.",
             "avd_network.decoder.": "avd.regions.",
+            "avd_network.": "avd.",
         },
     )
     rows = len(converted.get("behind.motion.bias", ()))
