@@ -1,13 +1,14 @@
 """What the small generators of videos learn: distance from held-out clips, other scores, motion.
 
-    python benchmarks/generators.py [inmodegan] [g3an] [imaginator]
+    python benchmarks/generators.py [--curve] [inmodegan] [g3an] [imaginator]
 
 For each, all where none is named: trains experiments/<name>_puppets.yaml where that has not been
 done (under an hour on two cores; killed and started again, it goes on), then tests the untrained
-and the trained network against all 256 held-out clips. Where a network has directions of motion,
-its motion is measured as the mean optical flow between neighbouring frames (Lucas & Kanade 1981,
-windows of 9 pixels): with all magnitudes, without any, and how much the flow changes without those
-of the direction that varies most, or least.
+and the trained network against all 256 held-out clips. With --curve it neither trains nor tests,
+but takes what validation, on the same clips, has logged of a training up to now. Where a network
+has directions of motion, its motion is measured as the mean optical flow between neighbouring
+frames (Lucas & Kanade 1981, windows of 9 pixels): with all magnitudes, without any, and how much
+the flow changes without those of the direction that varies most, or least.
 Writes benchmarks/results/<name>.json.
 """
 
@@ -104,11 +105,10 @@ def curve(table: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def main(name: str) -> None:
-    lightning(name, "fit", "--ckpt_path", "last")
-    checkpoint = newest(f"runs/{name}_puppets/version_*/checkpoints/last.ckpt")
-    validation = curve(checkpoint.parent.parent / "metrics.csv")
-    untrained, trained = tested(name), tested(name, "--ckpt_path", str(checkpoint))
+def main(name: str, curve_only: bool) -> None:
+    if not curve_only:
+        lightning(name, "fit", "--ckpt_path", "last")
+    checkpoint = newest(f"runs/{name}_puppets/version_*/checkpoints/*.ckpt")
     result = {
         "benchmark": name,
         "experiment": f"experiments/{name}_puppets.yaml",
@@ -117,11 +117,15 @@ def main(name: str) -> None:
         "versions": {p: version(p) for p in ("lmdvid", "torch", "lightning", "numpy")}
         | {"python": platform.python_version()},
         "steps": torch.load(checkpoint, weights_only=True)["global_step"],
-        "validation": validation,
-        "untrained": untrained,
-        "trained": trained,
-        "distance_left": round(trained[SCORE] / untrained[SCORE], 3),
+        "validation": curve(checkpoint.parent.parent / "metrics.csv"),
     }
+    if not curve_only:
+        untrained, trained = tested(name), tested(name, "--ckpt_path", str(checkpoint))
+        result |= {
+            "untrained": untrained,
+            "trained": trained,
+            "distance_left": round(trained[SCORE] / untrained[SCORE], 3),
+        }
     network = load_network(checkpoint)
     if hasattr(network, "navigator"):
         result["motion"] = motion(network)
@@ -131,7 +135,8 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or SYSTEMS:
+    names = [name for name in sys.argv[1:] if name != "--curve"]
+    for name in names or SYSTEMS:
         if name not in SYSTEMS:
             sys.exit(f"no benchmark {name!r}: choose from {', '.join(SYSTEMS)}")
-        main(name)
+        main(name, "--curve" in sys.argv)
