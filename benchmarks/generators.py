@@ -1,14 +1,14 @@
 """What the small generators of videos learn: distance from held-out clips, other scores, motion.
 
-    python benchmarks/generators.py [--curve] [inmodegan] [g3an] [imaginator]
+    python benchmarks/generators.py [--so-far] [inmodegan] [g3an] [imaginator]
 
 For each, all where none is named: trains experiments/<name>_puppets.yaml where that has not been
-done (under an hour on two cores; killed and started again, it goes on), then tests the untrained
-and the trained network against all 256 held-out clips. With --curve it neither trains nor tests,
-but takes what validation, on the same clips, has logged of a training up to now. Where a network
-has directions of motion, its motion is measured as the mean optical flow between neighbouring
-frames (Lucas & Kanade 1981, windows of 9 pixels): with all magnitudes, without any, and how much
-the flow changes without those of the direction that varies most, or least.
+done (under an hour on two cores; killed and started again, it goes on), and tests the untrained
+network against the 256 held-out clips that validation scores the trained one on. With --so-far it
+takes the newest training as far as it has come. Where a network has directions of motion, its
+motion is measured as the mean optical flow between neighbouring frames (Lucas & Kanade 1981,
+windows of 9 pixels): with all magnitudes, without any, and how much the flow changes without those
+of the direction that varies most, or least.
 Writes benchmarks/results/<name>.json.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from demo import last_row, newest, processor
+from demo import newest, processor
 from torch import Tensor
 
 from lmdvid.generate import Plan, sample_codes, stack_codes
@@ -44,10 +44,10 @@ def lightning(name: str, command: str, *arguments: str) -> None:
     subprocess.run(line, cwd=ROOT, check=True)
 
 
-def tested(name: str, *arguments: str) -> dict[str, float]:
-    lightning(name, "test", *arguments)
-    scores = last_row(newest(f"runs/{name}_puppets/version_*/metrics.csv"))
-    return {k.removeprefix("test/"): round(v, 4) for k, v in scores.items() if "test/" in k}
+def untrained(name: str) -> dict[str, float]:
+    lightning(name, "test")
+    scores = json.loads(newest(f"runs/{name}_puppets/version_*/scores.json").read_text())["scores"]
+    return {score: round(value, 4) for score, value in scores.items()}
 
 
 def flow(video: Tensor) -> Tensor:
@@ -105,10 +105,13 @@ def curve(table: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def main(name: str, curve_only: bool) -> None:
-    if not curve_only:
+def main(name: str, so_far: bool) -> None:
+    if not so_far:
         lightning(name, "fit", "--ckpt_path", "last")
+    before = untrained(name)
     checkpoint = newest(f"runs/{name}_puppets/version_*/checkpoints/*.ckpt")
+    validation = curve(checkpoint.parent.parent / "metrics.csv")
+    after = validation[max(validation)]
     result = {
         "benchmark": name,
         "experiment": f"experiments/{name}_puppets.yaml",
@@ -117,15 +120,10 @@ def main(name: str, curve_only: bool) -> None:
         "versions": {p: version(p) for p in ("lmdvid", "torch", "lightning", "numpy")}
         | {"python": platform.python_version()},
         "steps": torch.load(checkpoint, weights_only=True)["global_step"],
-        "validation": curve(checkpoint.parent.parent / "metrics.csv"),
+        "untrained": before,
+        "validation": validation,
+        "distance_left": round(after[SCORE] / before[SCORE], 3),
     }
-    if not curve_only:
-        untrained, trained = tested(name), tested(name, "--ckpt_path", str(checkpoint))
-        result |= {
-            "untrained": untrained,
-            "trained": trained,
-            "distance_left": round(trained[SCORE] / untrained[SCORE], 3),
-        }
     network = load_network(checkpoint)
     if hasattr(network, "navigator"):
         result["motion"] = motion(network)
@@ -135,8 +133,8 @@ def main(name: str, curve_only: bool) -> None:
 
 
 if __name__ == "__main__":
-    names = [name for name in sys.argv[1:] if name != "--curve"]
+    names = [name for name in sys.argv[1:] if name != "--so-far"]
     for name in names or SYSTEMS:
         if name not in SYSTEMS:
             sys.exit(f"no benchmark {name!r}: choose from {', '.join(SYSTEMS)}")
-        main(name, "--curve" in sys.argv)
+        main(name, "--so-far" in sys.argv)

@@ -94,7 +94,7 @@ def two_processes(module: str, task: str, folder: Path) -> tuple[dict, dict]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(folder / f"rank{i}.pt") for i in range(2))
