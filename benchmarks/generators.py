@@ -1,13 +1,15 @@
-"""What experiments/inmodegan_puppets.yaml learns: distance from held-out clips, and its motion.
+"""What the small generators of videos learn: distance from held-out clips, other scores, motion.
 
-    python benchmarks/inmodegan.py
+    python benchmarks/generators.py [--so-far] [inmodegan] [g3an] [imaginator]
 
-Trains where that has not been done (under an hour on two cores; killed and started again, it goes
-on), then tests the untrained and the trained network against all 256 held-out clips. Motion is
-measured as the mean optical flow between neighbouring frames (Lucas & Kanade 1981, windows of 9
-pixels): with all magnitudes, without any, and how much the flow changes without those of the
-direction that varies most, or least.
-Writes benchmarks/results/inmodegan.json.
+For each, all where none is named: trains experiments/<name>_puppets.yaml where that has not been
+done (under an hour on two cores; killed and started again, it goes on), and tests the untrained
+network against the 256 held-out clips that validation scores the trained one on. With --so-far it
+takes the newest training as far as it has come. Where a network has directions of motion, its
+motion is measured as the mean optical flow between neighbouring frames (Lucas & Kanade 1981,
+windows of 9 pixels): with all magnitudes, without any, and how much the flow changes without those
+of the direction that varies most, or least.
+Writes benchmarks/results/<name>.json.
 """
 
 import csv
@@ -23,27 +25,29 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from demo import last_row, newest, processor
+from demo import newest, processor
 from torch import Tensor
 
 from lmdvid.generate import Plan, sample_codes, stack_codes
 from lmdvid.pretrained import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENT = "experiments/inmodegan_puppets.yaml"
+SYSTEMS = ("inmodegan", "g3an", "imaginator")
 SCORE = "fd_effnetlite0_16f"
+CURVES = (SCORE, "psnr", "copy_psnr", "ssim", "l1", "motion")
 VIDEOS = 32  # whose motion is measured
 
 
-def lightning(*arguments: str) -> None:
-    command = [sys.executable, "-m", "lmdvid", arguments[0], "--config", EXPERIMENT, *arguments[1:]]
-    subprocess.run(command, cwd=ROOT, check=True)
+def lightning(name: str, command: str, *arguments: str) -> None:
+    experiment = f"experiments/{name}_puppets.yaml"
+    line = [sys.executable, "-m", "lmdvid", command, "--config", experiment, *arguments]
+    subprocess.run(line, cwd=ROOT, check=True)
 
 
-def tested(*arguments: str) -> dict[str, float]:
-    lightning("test", *arguments)
-    scores = last_row(newest("runs/inmodegan_puppets/version_*/metrics.csv"))
-    return {k.removeprefix("test/"): round(v, 4) for k, v in scores.items() if "test/" in k}
+def untrained(name: str) -> dict[str, float]:
+    lightning(name, "test")
+    scores = json.loads(newest(f"runs/{name}_puppets/version_*/scores.json").read_text())["scores"]
+    return {score: round(value, 4) for score, value in scores.items()}
 
 
 def flow(video: Tensor) -> Tensor:
@@ -69,8 +73,7 @@ def length(field: Tensor) -> float:
 
 
 @torch.no_grad()
-def motion(checkpoint: Path) -> dict[str, float]:
-    network = load_network(checkpoint)
+def motion(network: torch.nn.Module) -> dict[str, float]:
     codes = stack_codes([sample_codes(network, Plan(), i) for i in range(VIDEOS)])
     spread = codes.alpha.flatten(0, 1).std(dim=0)
     video = network.render(codes)
@@ -90,31 +93,48 @@ def motion(checkpoint: Path) -> dict[str, float]:
     return result
 
 
-def main() -> None:
-    lightning("fit", "--ckpt_path", "last")
-    checkpoint = newest("runs/inmodegan_puppets/version_*/checkpoints/last.ckpt")
-    with (checkpoint.parent.parent / "metrics.csv").open() as file:
+def curve(table: Path) -> dict[int, dict[str, float]]:
+    """Validation scores by the number of steps."""
+    with table.open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(f"val/{SCORE}")]
-    curve = {int(row["step"]) + 1: round(float(row[f"val/{SCORE}"]), 1) for row in rows}
-    untrained, trained = tested(), tested("--ckpt_path", str(checkpoint))
+    return {
+        int(row["step"]) + 1: {
+            name: round(float(row[f"val/{name}"]), 4) for name in CURVES if row.get(f"val/{name}")
+        }
+        for row in rows
+    }
+
+
+def main(name: str, so_far: bool) -> None:
+    if not so_far:
+        lightning(name, "fit", "--ckpt_path", "last")
+    before = untrained(name)
+    checkpoint = newest(f"runs/{name}_puppets/version_*/checkpoints/*.ckpt")
+    validation = curve(checkpoint.parent.parent / "metrics.csv")
+    after = validation[max(validation)]
     result = {
-        "benchmark": "inmodegan",
-        "experiment": EXPERIMENT,
+        "benchmark": name,
+        "experiment": f"experiments/{name}_puppets.yaml",
         "date": date.today().isoformat(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "gpu": None},
         "versions": {p: version(p) for p in ("lmdvid", "torch", "lightning", "numpy")}
         | {"python": platform.python_version()},
         "steps": torch.load(checkpoint, weights_only=True)["global_step"],
-        "validation": curve,
-        "untrained": untrained,
-        "trained": trained,
-        "distance_left": round(trained[SCORE] / untrained[SCORE], 3),
-        "motion": motion(checkpoint),
+        "untrained": before,
+        "validation": validation,
+        "distance_left": round(after[SCORE] / before[SCORE], 3),
     }
-    output = ROOT / "benchmarks" / "results" / "inmodegan.json"
+    network = load_network(checkpoint)
+    if hasattr(network, "navigator"):
+        result["motion"] = motion(network)
+    output = ROOT / "benchmarks" / "results" / f"{name}.json"
     output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    names = [name for name in sys.argv[1:] if name != "--so-far"]
+    for name in names or SYSTEMS:
+        if name not in SYSTEMS:
+            sys.exit(f"no benchmark {name!r}: choose from {', '.join(SYSTEMS)}")
+        main(name, "--so-far" in sys.argv)
