@@ -18,6 +18,10 @@ class WeightsError(ValueError):
     """A weight file is missing, is not the expected one, or is not made of plain tensors."""
 
 
+class MissingWeightsError(WeightsError):
+    """A weight file is not where it was looked for."""
+
+
 def check_images(images: "Tensor", size: int) -> None:
     """Refuse what is no batch of square pictures.
 
