@@ -76,7 +76,7 @@ def test_everything_equals_the_original(converted):
     animator = Animator(network, dtype=torch.float32)
     assert_image(thinned(animator.animate(image[0], driving, "absolute")), golden["standard"])
     difference = (thinned(animator.animate(image[0], driving[2:], "avd")) - golden["avd"][2:]).abs()
-    assert difference.mean() < 5e-5
+    assert difference.mean() < 5e-4
 
 
 def test_files_of_the_authors_choose_their_preset():
