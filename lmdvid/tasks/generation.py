@@ -1,6 +1,6 @@
 """What every task shares that makes videos from noise: its scores, samples and predictions."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class GenerationTask(AdversarialTask):
     """An `AdversarialTask` whose generator is a `VideoGenerator`.
 
     A task defines `generator_step`; how the network is validated, tested and used is here.
+    `compared` says which kind of pair fakes and reals are, see `StoreScores`.
 
     Args:
         generator: A `VideoGenerator`; see `AdversarialTask`.
@@ -35,6 +36,8 @@ class GenerationTask(AdversarialTask):
     Raises:
         ValueError: If the adversarial weight is not above 0.
     """
+
+    compared: Literal["noise", "own"] = "noise"
 
     def __init__(
         self,
@@ -89,17 +92,17 @@ class GenerationTask(AdversarialTask):
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; load what scores."""
         super().setup(stage)
-        if stage != "predict":
+        if stage in ("fit", "validate"):
             self.features = self.features or EfficientNetClips().to(self.device)
             # A new one for each run, whose held-out clips are the same every time.
             self.distance = FrechetDistance(self.features.dim, keep_real=True).to(self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
         """Compare as many videos from noise with held-out ones; the first batch shows samples."""
         return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """As in validation."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """As in validation; the distances are those of the protocols that `StoreScores` names."""
         return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -131,35 +134,37 @@ class GenerationTask(AdversarialTask):
         numbers = range(first, first + len(batch["video"]))
         return generate(self.averaged, Plan(frames=self.frames), numbers)
 
-    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Log the Fréchet distance of as many fakes as reals, and how much both move.
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """Log how much as many fakes as reals move and, in validation, their Fréchet distance.
 
         Its name says what it is: EfficientNet-Lite0's features, as many frames as in training. It
         is no FVD, and depends on the number of clips, which is logged.
         """
-        if self.features is None or self.distance is None:
-            raise RuntimeError("setup() has not run")
         if self.trainer.sanity_checking:
             return None
         real = batch["video"]
         self._batch_size = max(self._batch_size, len(real))  # the last batch may be smaller
         first = (batch_idx * self.trainer.world_size + self.global_rank) * self._batch_size
         fake = self.fakes(batch, first)
-        if self._embed_real:
-            self.distance.update(self.features(real), real=True)
-        self.distance.update(self.features(fake), real=False)
-        scores = self.scores(real, fake)
+        if stage == "val":
+            self._embed(real, fake)
         self.log_dict(
-            {f"{stage}/{name}": value for name, value in scores.items()},
-            batch_size=len(real),
+            {f"{stage}/{name}": value for name, value in self.scores(real, fake).items()},
+            batch_size=len(real) * self.trainer.world_size,  # a multiple, see `AnimationTask`
             on_epoch=True,
             sync_dist=True,
         )
         self.log(f"{stage}/clips", float(len(real)), reduce_fx="sum", on_epoch=True, sync_dist=True)
-        self.log(f"{stage}/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
-        if batch_idx == 0 and self.global_rank == 0:
-            return self.samples(real, fake)
-        return None
+        shown = self.samples(real, fake) if batch_idx == 0 and self.global_rank == 0 else {}
+        return shown | {"compared": {self.compared: (fake, real)}}
+
+    def _embed(self, real: Tensor, fake: Tensor) -> None:
+        if self.features is None or self.distance is None:
+            raise RuntimeError("setup() has not run")
+        if self._embed_real:
+            self.distance.update(self.features(real), real=True)
+        self.distance.update(self.features(fake), real=False)
+        self.log(f"val/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
 
     def scores(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """Means over a batch that say how both move: of |change between two frames|."""
