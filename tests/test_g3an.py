@@ -250,14 +250,16 @@ def test_resuming_equals_an_undisturbed_run(tmp_path):
 
 
 def test_scores_samples_and_predictions(tmp_path):
-    from lmdvid.callbacks import SampleVideos
+    from lmdvid.callbacks import SampleVideos, StoreScores
     from lmdvid.video import probe
 
     samples = SampleVideos(clips=3, output=str(tmp_path / "out" / "sample.mp4"))
+    stored = StoreScores(str(tmp_path / "scores.json"))
     task = G3AN(**SMALL)
-    run = trainer(tmp_path, max_steps=1, callbacks=[samples])
+    run = trainer(tmp_path, callbacks=[samples, stored], limit_val_batches=1.0)
+    (scores,) = run.validate(task, Data(), verbose=False)
+    assert math.isfinite(scores["val/fd_effnetlite0_16f"])
     (scores,) = run.test(task, Data(), verbose=False)
-    assert math.isfinite(scores["test/fd_effnetlite0_16f"])
     assert scores["test/clips"] == len(Squares())
     info = probe(tmp_path / "out" / "sample.mp4")
     assert (info.frames, info.width, info.height) == (16, 2 * 32, 3 * 32)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from generation import Data, Squares, differences, fit_and_resume, trainer, two_processes
 from torch.utils.data import DataLoader
 
+from lmdvid.callbacks import StoreScores
 from lmdvid.generate import MOTION, Plan, noise
 from lmdvid.networks import imaginator
 from lmdvid.networks.dcgan import ImageDiscriminator, VideoDiscriminator, one_hot
@@ -229,7 +230,8 @@ def test_resuming_equals_an_undisturbed_run(tmp_path):
 
 def test_scores_are_of_clips_imagined_from_their_first_frames(tmp_path):
     task = ImaGINator(**SMALL)
-    run = trainer(tmp_path)
+    stored = StoreScores(str(tmp_path / "scores.json"), ["reconstruction"])
+    run = trainer(tmp_path, callbacks=[stored])
     (scores,) = run.test(task, Data(), verbose=False)
     real = torch.stack([Squares()[i]["video"] for i in range(8)])
     z = torch.stack([noise(0, MOTION, i, [1, 5]) for i in range(8)])
@@ -238,7 +240,9 @@ def test_scores_are_of_clips_imagined_from_their_first_frames(tmp_path):
     expected = 0.5 * (fake - real)[:, 1:].abs().mean().item()
     assert scores["test/l1"] == pytest.approx(expected, rel=1e-5)
     assert scores["test/clips"] == 8
-    assert {"test/psnr", "test/ssim", "test/copy_psnr", "test/fd_effnetlite0_16f"} <= set(scores)
+    whole = 0.5 * (fake - real).abs().mean().item()
+    assert scores["test/reconstruction_l1"] == pytest.approx(whole, abs=0.003)  # of bytes
+    assert {"test/psnr", "test/ssim", "test/copy_psnr"} <= set(scores)
 
 
 def test_predictions_of_a_picture_and_of_pairs(tmp_path):

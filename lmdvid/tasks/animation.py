@@ -177,8 +177,8 @@ def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict
             video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
         )
 
-    # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many times
-    # the memory of the frames: of long clips, a part at a time.
+    # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
+    # times the memory of the frames: of long clips, a part at a time.
     made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
     parts = [
         structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")

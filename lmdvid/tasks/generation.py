@@ -1,6 +1,6 @@
 """What every task shares that makes videos from noise: its scores, samples and predictions."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class GenerationTask(AdversarialTask):
     """An `AdversarialTask` whose generator is a `VideoGenerator`.
 
     A task defines `generator_step`; how the network is validated, tested and used is here.
+    `compared` says which kind of pair fakes and reals are, see `StoreScores`.
 
     Args:
         generator: A `VideoGenerator`; see `AdversarialTask`.
@@ -35,6 +36,8 @@ class GenerationTask(AdversarialTask):
     Raises:
         ValueError: If the adversarial weight is not above 0.
     """
+
+    compared: Literal["noise", "own"] = "noise"
 
     def __init__(
         self,
@@ -145,17 +148,15 @@ class GenerationTask(AdversarialTask):
         fake = self.fakes(batch, first)
         if stage == "val":
             self._embed(real, fake)
-        scores = self.scores(real, fake)
         self.log_dict(
-            {f"{stage}/{name}": value for name, value in scores.items()},
-            # A multiple of the number of processes, see `AnimationTask`.
-            batch_size=len(real) * self.trainer.world_size,
+            {f"{stage}/{name}": value for name, value in self.scores(real, fake).items()},
+            batch_size=len(real) * self.trainer.world_size,  # a multiple, see `AnimationTask`
             on_epoch=True,
             sync_dist=True,
         )
         self.log(f"{stage}/clips", float(len(real)), reduce_fx="sum", on_epoch=True, sync_dist=True)
-        panels = self.samples(real, fake) if batch_idx == 0 and self.global_rank == 0 else {}
-        return panels | {"compared": {"noise": (fake, real)}}
+        shown = self.samples(real, fake) if batch_idx == 0 and self.global_rank == 0 else {}
+        return shown | {"compared": {self.compared: (fake, real)}}
 
     def _embed(self, real: Tensor, fake: Tensor) -> None:
         if self.features is None or self.distance is None:

@@ -40,6 +40,8 @@ class ImaGINator(GenerationTask):
             pairs, perform that class, or all of them.
     """
 
+    compared = "own"
+
     def __init__(
         self,
         size: int = 64,
