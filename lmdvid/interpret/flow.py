@@ -67,7 +67,8 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
             "optical flow needs OpenCV: pip install 'lmdvid[interpret]', or give flow fields that "
             "another program computed"
         ) from None
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+    estimator = cv2.DISOpticalFlow_create(preset)  # pyright: ignore[reportAttributeAccessIssue]
     estimator.setFinestScale(1)
     height, width = frames.shape[1:3]
     scale = max(1, round(_LEAST_SIDE / min(height, width)))

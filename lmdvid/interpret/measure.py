@@ -157,12 +157,12 @@ def picture_sweeps(
         own = manipulator.network.encode_source(pictures.to(manipulator.device)).codes.cpu()
     videos = []
     for end in (high, low):
-        path = middle + torch.linspace(0, end, steps + 1)
-        deltas = torch.zeros(len(pictures), steps + 1, manipulator.count)
-        deltas[..., direction] = path - own[:, direction, None]
-        each = pictures.repeat_interleave(steps + 1, 0)
-        made = to_uint8(manipulator.move(each, deltas.flatten(0, 1)).cpu())
-        videos.append(made.unflatten(0, (len(pictures), steps + 1)).numpy())
+        path = middle + np.linspace(0, end, steps + 1)
+        made = [
+            manipulator.sweep(picture, direction, (path - start).tolist())
+            for picture, start in zip(pictures, own[:, direction].tolist(), strict=True)
+        ]
+        videos.append(to_uint8(torch.stack(made).cpu()).numpy())
     return Sweeps(*videos)
 
 

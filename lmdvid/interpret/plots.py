@@ -27,7 +27,7 @@ def _figure(width: float, height: float, **kw: Any) -> tuple["Figure", Any]:
         raise InterpretationError(
             "the report's plots need matplotlib: pip install 'lmdvid[interpret]'"
         ) from None
-    style = {
+    style: Any = {
         "font.size": 9,
         "axes.edgecolor": _FAINT,
         "axes.labelcolor": _INK,

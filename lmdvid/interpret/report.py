@@ -30,24 +30,26 @@ p { margin: 6px 0 12px; max-width: 78ch; color: var(--soft); }
 .card header { display: flex; gap: 10px; align-items: baseline; margin-bottom: 8px; }
 .card header small { color: var(--soft); margin-left: auto; white-space: nowrap; }
 .badge { background: var(--ink); color: #fff; border-radius: 5px; padding: 0 7px; font-size: 13px; }
-.row { display: flex; gap: 12px; align-items: center; flex-wrap: wrap; }
-.row video { width: 264px; border-radius: 6px; }
-.row img { width: 118px; height: 118px; }
+.row { display: grid; grid-template-columns: minmax(0, 1fr) 112px 112px; gap: 10px;
+  align-items: center; }
+.row video { width: 100%; border-radius: 6px; }
+.row img { width: 112px; height: 112px; }
 .strip { width: 100%; border-radius: 6px; margin-top: 10px; display: block; }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: 12px; }
 .sheet { padding: 14px 16px; overflow-x: auto; margin: 12px 0; }
 .plots { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: 13px; max-width: 46ch; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--line);
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 7px; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 td.words, th.words { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .key { display: inline-flex; gap: 8px; align-items: center; color: var(--soft); font-size: 13px; }
 .key img { width: 40px; height: 40px; }
-@media (max-width: 560px) { .cards { grid-template-columns: 1fr; } .row video { width: 100%; } }
+@media (max-width: 560px) { .cards { grid-template-columns: 1fr; } .row { grid-template-columns: 1fr 1fr; }
+  .row video { grid-column: 1 / 3; } }
 """
 
 
@@ -92,7 +94,7 @@ class Report:
 
         def line(cells: Sequence[str], tag: str) -> str:
             made = (
-                f'<{tag}{" class=words" if i < words else ""}>{escape(cell)}</{tag}>'
+                f"<{tag}{' class=words' if i < words else ''}>{escape(cell)}</{tag}>"
                 for i, cell in enumerate(cells)
             )
             return f"<tr>{''.join(made)}</tr>"
@@ -154,7 +156,7 @@ def _card(card: Card) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Plain data for JSON: lists for arrays, four significant digits, None for what is no number."""
+    """Plain data for JSON: arrays as lists, four significant digits, None for no number."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Statistics of magnitudes over a data set: which directions move, together with which, and when."""
+"""Magnitudes over a data set: which directions move, together with which, and when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
