@@ -2,7 +2,7 @@
 
 import argparse
 
-from lmdvid.commands import box, magnitude, whole_numbers
+from lmdvid.commands import box, edit, magnitude, whole_numbers
 
 HELP = "bring a picture to life with the motion of a video"
 
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         crop=options.crop,
         driving_crop=options.driving_crop,
         paste_back=options.paste_back,
-        edit=dict(options.set),
+        edit=edit(options.set),
     )
     print(f"wrote {path}")
     return 0

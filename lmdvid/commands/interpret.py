@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not hasattr(network, "sample_codes"):
         if config is None:
             raise UsageError("give the experiment whose data to look at: --config experiments/...")
-        data = _data(Path(config), options.data)
+        data = data_of(Path(config), options.data)
         names = getattr(data, "pose_names", None)
         kind = f"{type(data).__module__}.{type(data).__qualname__}"
         settings = Settings(**given, pose_names=names, measured_on=kind)
@@ -126,28 +127,37 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _data(config: Path, changes: list[str]) -> Any:
-    """The data module of an experiment, with its clips listed."""
+def data_of(config: Path, changes: list[str]) -> Any:
+    """The data module of an experiment, set up without a trainer.
+
+    Args:
+        config: The experiment.
+        changes: Arguments of the data, `name=value`, that replace the experiment's.
+
+    Raises:
+        UsageError: If it is no experiment, or the data cannot be made.
+    """
     import yaml
-    from jsonargparse import ArgumentError, ArgumentParser
     from lightning import LightningDataModule
 
     try:
         described = yaml.safe_load(config.read_text("utf-8"))["data"]
-        described = {"class_path": described["class_path"], "init_args": described["init_args"]}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        module, _, name = described["class_path"].rpartition(".")
+        arguments = dict(described.get("init_args") or {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{config} is no experiment: it describes no data ({error})") from error
     for change in changes:
-        name, sign, value = change.partition("=")
+        argument, sign, value = change.partition("=")
         if not sign:
             raise UsageError(f"--data {change}: give NAME=VALUE, such as root=/path")
-        described["init_args"][name] = yaml.safe_load(value)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=LightningDataModule)
+        arguments[argument] = yaml.safe_load(value)
     try:
-        data: Any = parser.instantiate_classes(parser.parse_object({"data": described}))["data"]
-    except ArgumentError as error:
-        raise UsageError(f"{config}: {error}") from error
+        kind = getattr(import_module(module), name)
+        if not issubclass(kind, LightningDataModule):
+            raise TypeError(f"{module}.{name} is no LightningDataModule")
+        data = kind(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"the data of {config}: {error}") from error
     data.prepare_data()
     data.setup()
     return data

@@ -48,8 +48,8 @@ td.words, th.words { text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .key { display: inline-flex; gap: 8px; align-items: center; color: var(--soft); font-size: 13px; }
 .key img { width: 40px; height: 40px; }
-@media (max-width: 560px) { .cards { grid-template-columns: 1fr; } .row { grid-template-columns: 1fr 1fr; }
-  .row video { grid-column: 1 / 3; } }
+@media (max-width: 560px) { .cards { grid-template-columns: 1fr; }
+  .row { grid-template-columns: 1fr 1fr; } .row video { grid-column: 1 / 3; } }
 """
 
 
