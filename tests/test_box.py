@@ -16,7 +16,13 @@ from safetensors import safe_open
 
 from data_modules import puppetry
 from lmdvid import Animator, cli, pretrained
-from lmdvid.directions import Direction, Directions, read_directions, write_directions
+from lmdvid.directions import (
+    Direction,
+    Directions,
+    directions_path,
+    read_directions,
+    write_directions,
+)
 from lmdvid.manipulate import Manipulator
 from lmdvid.networks import WeightsError
 from lmdvid.networks.lia import Generator
@@ -39,7 +45,7 @@ def box(tmp_path, monkeypatch):
     known = Directions(
         "4 clips", [Direction(f"turn {i}", [-1, -1, 0, 0, 0, 2, 2]) for i in range(3)]
     )
-    write_directions(tmp_path / "box" / "tiny", network.navigator, known)
+    write_directions(directions_path("tiny"), network.navigator, known)
     return network
 
 

@@ -1,8 +1,10 @@
 """What directions do: flow that is known, generators that are known, rotations, reports."""
 
 import copy
+import importlib.util
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from lmdvid import cli
 from lmdvid.directions import read_directions
-from lmdvid.interpret import InterpretationError
+from lmdvid.interpret import InterpretationError, plots
 from lmdvid.interpret.flow import (
     motion_by_angle,
     motion_by_place,
@@ -395,7 +397,11 @@ def test_the_report_of_a_network_that_animates(tmp_path, monkeypatch):
     assert all(source.startswith("data:") for source, _ in loads)  # nothing from a network
 
     # The same study with flow of another program, which needs no OpenCV.
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    here = importlib.util.find_spec
+    monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "cv2" else here(name))
+    with pytest.raises(InterpretationError, match=r"needs cv2: pip install 'lmdvid\[interpret\]'"):
+        study(network, tmp_path, tmp_path / "again", lambda _: [], Settings())
+    monkeypatch.setitem(sys.modules, "cv2", None)
     (tmp_path / "flow").mkdir()
     for path in sorted((tmp_path / "sweeps").iterdir()):
         with np.load(path) as sweeps:
@@ -411,8 +417,6 @@ def test_the_report_of_a_network_that_animates(tmp_path, monkeypatch):
     assert first["opposition"] == 1
     np.testing.assert_allclose(first["places"]["top"]["share"], 0.5)
     assert read_directions(tmp_path, network.navigator) is not None
-    with pytest.raises(InterpretationError, match=r"lmdvid\[interpret\]"):
-        optical_flow(np.zeros((2, 8, 8, 3), np.uint8))
 
 
 def test_the_report_of_a_generator_from_noise(tmp_path):
@@ -429,6 +433,9 @@ def test_the_report_of_a_generator_from_noise(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("data:video/mp4;base64,") == 2
     assert "Trajectories" in page
+    found = read_directions(tmp_path / "report", network.navigator)
+    assert found is not None
+    assert sum(bool(d.name) for d in found.directions) == 2
     with pytest.raises(InterpretationError, match="rotations are for"):
         study(
             network,

@@ -149,8 +149,9 @@ def test_directions_are_kept_beside_the_weights(network, tmp_path):
     save_network(network, tmp_path / "net", torch.bfloat16)
     loaded = load_network(tmp_path / "net")
     assert read_directions(tmp_path / "net", loaded.navigator) is None
-    path = write_directions(tmp_path / "net", network.navigator, found)  # before rounding
+    path = directions_path(tmp_path / "net")
     assert path == tmp_path / "net" / "directions.json"
+    write_directions(path, network.navigator, found)  # before rounding
     again = read_directions(tmp_path / "net", loaded.navigator)
     assert again is not None
     assert again[1] == Direction("name 1", [0.5, 0.0, 0.0, 1.0, 2.0, 2.0, 4.0])

@@ -56,17 +56,9 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
 
     Returns:
         float32 (T - 1, H, W, 2).
-
-    Raises:
-        InterpretationError: Without OpenCV.
     """
-    try:
-        import cv2
-    except ModuleNotFoundError:
-        raise InterpretationError(
-            "optical flow needs OpenCV: pip install 'lmdvid[interpret]', or give flow fields that "
-            "another program computed"
-        ) from None
+    import cv2
+
     preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
     estimator = cv2.DISOpticalFlow_create(preset)  # pyright: ignore[reportAttributeAccessIssue]
     estimator.setFinestScale(1)

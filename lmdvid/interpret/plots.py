@@ -4,6 +4,7 @@ import base64
 import io
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,24 @@ if TYPE_CHECKING:
 _INK, _FAINT, _ACCENT = "#1f2933", "#9aa5b1", "#2563a8"
 
 
+def check(flow: bool) -> None:
+    """Say at once what is missing, and not after minutes of work.
+
+    Raises:
+        InterpretationError: Without matplotlib, or, where `flow` is to be computed, OpenCV.
+    """
+    for module, needed in (("matplotlib", True), ("cv2", flow)):
+        if needed and find_spec(module) is None:
+            raise InterpretationError(
+                f"a report needs {module}: pip install 'lmdvid[interpret]'"
+                + " (or give flow fields that another program computed)" * (module == "cv2")
+            )
+
+
 def _figure(width: float, height: float, **kw: Any) -> tuple["Figure", Any]:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise InterpretationError(
-            "the report's plots need matplotlib: pip install 'lmdvid[interpret]'"
-        ) from None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     style: Any = {
         "font.size": 9,
         "axes.edgecolor": _FAINT,

@@ -10,7 +10,13 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from lmdvid.directions import Direction, Directions, write_directions
+from lmdvid.directions import (
+    DIRECTIONS_FILE,
+    Direction,
+    Directions,
+    directions_path,
+    write_directions,
+)
 from lmdvid.generate import VideoGenerator
 from lmdvid.interpret import InterpretationError, plots
 from lmdvid.interpret.flow import REGION_NAMES, Regions, optical_flow, read_flow
@@ -34,7 +40,7 @@ from lmdvid.interpret.measure import (
 from lmdvid.interpret.report import Card, Report
 from lmdvid.interpret.statistics import MagnitudeStatistics, magnitude_statistics
 from lmdvid.manipulate import Manipulator, places, there_and_back
-from lmdvid.pretrained import save_network
+from lmdvid.pretrained import in_the_box, save_network
 from lmdvid.video import to_uint8
 
 Rotation = Literal["varimax", "supervised"]
@@ -123,28 +129,28 @@ def study(
         InterpretationError: If the network has no directions, or the request makes no sense.
     """
     settings, output = settings or Settings(), Path(output)
+    plots.check(flow=settings.read_flow is None)
     if not hasattr(network, "navigator"):
         name = type(network).__module__.rpartition(".")[2]
         raise InterpretationError(f"{checkpoint} holds the {name} network: it has no directions")
-    report = Report(f"What the directions of {Path(checkpoint).stem} do", _describe(network))
+    report = Report("What each motion direction does", f"{checkpoint}: {_describe(network)}")
     if hasattr(network, "sample_codes"):
         if settings.rotate is not None:
             raise InterpretationError("rotations are for networks that animate pictures")
-        _study_videos(network, report, settings)  # pyright: ignore[reportArgumentType]
+        directions = _study_videos(network, report, settings)  # pyright: ignore[reportArgumentType]
     else:
         if batches is None:
             raise InterpretationError("an animation network is studied on data: give --config")
         directions = _study_pictures(Manipulator(network), report, batches, settings)
-        output.mkdir(parents=True, exist_ok=True)
-        targets = [output]
-        if settings.save is None:
-            targets.append(Path(checkpoint))
-        else:
-            save_network(network, settings.save)
-            targets.append(settings.save)
-        for target in targets:
-            write_directions(target, network.navigator, directions)  # pyright: ignore
     report.write(output)
+    targets = [output / DIRECTIONS_FILE]
+    if settings.save is not None:
+        save_network(network, settings.save)
+        targets.append(settings.save / DIRECTIONS_FILE)
+    elif str(checkpoint) not in in_the_box():  # what is installed stays as it is
+        targets.append(directions_path(checkpoint))
+    for target in targets:
+        write_directions(target, network.navigator, directions)  # pyright: ignore
     return report.numbers
 
 
@@ -443,10 +449,12 @@ def _write_pictures(
         extra["identity in α"] = [_percent(min(x, 9.99)) for x in each]
     _motion_table(report, range(count), names, motions, settings, extra)
 
+    ranked = np.argsort(-statistics.activity)
     report.heading(
         "Magnitudes",
         "How the magnitudes vary over the held-out clips: how many axes their variance really "
-        "needs, which directions go together, and how much each changes from frame to frame.",
+        "needs, which directions go together, and how much each changes from frame to frame. Most "
+        f"active are {', '.join(labels[i] for i in ranked[:4])}.",
     )
     report.plots(
         {
@@ -466,7 +474,6 @@ def _write_pictures(
     )
     if found:
         _write_truth(report, found, current, labels)
-    ranked = np.argsort(-statistics.activity)
     report.numbers |= {
         "coordinates": current,
         **_motion_numbers(range(count), names, motions, settings.regions),
@@ -533,7 +540,7 @@ def _write_truth(report: Report, found: GroundTruth, current: str, labels: Seque
 # Generators of videos from noise
 
 
-def _study_videos(network: VideoGenerator, report: Report, settings: Settings) -> None:
+def _study_videos(network: VideoGenerator, report: Report, settings: Settings) -> Directions:
     codes = walks(network, settings.sweeps, settings.frames, settings.seed)
     alpha = codes.alpha.double().cpu().numpy()
     statistics = magnitude_statistics(list(alpha))
@@ -617,3 +624,9 @@ def _study_videos(network: VideoGenerator, report: Report, settings: Settings) -
         "trajectories": {str(d): walked[..., d] for d in directions},
         "seed": settings.seed,
     }
+    named = dict(zip(directions, names, strict=True))
+    measured_on = f"the steps of {len(alpha)} videos of {settings.frames} frames from noise"
+    return Directions(
+        measured_on,
+        [Direction(named.get(i, ""), p) for i, p in enumerate(statistics.percentiles.tolist())],
+    )
