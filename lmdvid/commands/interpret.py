@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -107,18 +108,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     beside = locate(options.checkpoint) / "experiment.yaml"
     if config is None and beside.is_file():
         config = beside
-    batches: Any = None
-    if not hasattr(network, "sample_codes"):
+    batches = None
+    if hasattr(network, "navigator") and not hasattr(network, "sample_codes"):
         if config is None:
             raise UsageError("give the experiment whose data to look at: --config experiments/...")
         data = data_of(Path(config), options.data)
         names = getattr(data, "pose_names", None)
         kind = f"{type(data).__module__}.{type(data).__qualname__}"
         settings = Settings(**given, pose_names=names, measured_on=kind)
-
-        def batches(split: str) -> Iterator[dict[str, Any]]:
-            loader = data.train_dataloader() if split == "fit" else data.test_dataloader()
-            return (data.on_after_batch_transfer(batch, 0) for batch in loader)
+        batches = partial(_batches, data)
 
     numbers = study(network, options.checkpoint, options.output, batches, settings)
     for entry in numbers["directions"]:
@@ -155,12 +153,17 @@ def data_of(config: Path, changes: list[str]) -> Any:
         kind = getattr(import_module(module), name)
         if not issubclass(kind, LightningDataModule):
             raise TypeError(f"{module}.{name} is no LightningDataModule")
-        data = kind(**arguments)
+        data: Any = kind(**arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"the data of {config}: {error}") from error
     data.prepare_data()
     data.setup()
     return data
+
+
+def _batches(data: Any, split: str) -> Iterator[dict[str, Any]]:
+    loader = data.train_dataloader() if split == "fit" else data.test_dataloader()
+    return (data.on_after_batch_transfer(batch, 0) for batch in loader)
 
 
 def _place(text: str) -> tuple[str, tuple[float, ...]]:
