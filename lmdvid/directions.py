@@ -64,31 +64,20 @@ class Directions:
 
 
 def directions_path(checkpoint: str | Path) -> Path:
-    """Where the directions of a checkpoint are written: in its folder, or beside its file."""
+    """Where the directions of a checkpoint are: in its folder, or beside its file."""
     path = locate(checkpoint)
     return path / DIRECTIONS_FILE if path.is_dir() else path.with_suffix(f".{DIRECTIONS_FILE}")
 
 
-def write_directions(
-    checkpoint: str | Path, navigator: LatentNavigator, found: Directions
-) -> Path | None:
-    """Write `directions.json` beside the weights.
-
-    Returns:
-        The path; None where the folder cannot be written to.
-    """
+def write_directions(path: Path, navigator: LatentNavigator, found: Directions) -> None:
+    """Write what was measured, for the weights that hold this navigator."""
     content = {
         "measured_on": found.measured_on,
         "percentiles": PERCENTILES,
         "directions": [{"index": i} | asdict(d) for i, d in enumerate(found.directions)],
         "basis": [[round(x, 4) for x in row] for row in _marks(navigator).tolist()],
     }
-    path = directions_path(checkpoint)
-    try:
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    except PermissionError:
-        return None
-    return path
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_directions(checkpoint: str | Path, navigator: LatentNavigator) -> Directions | None:

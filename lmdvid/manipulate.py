@@ -84,6 +84,8 @@ class Manipulator:
         self.network: EditableNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.known = known
         self.device = next(network.parameters()).device
+        if self.device.type == "cpu":  # the same values, faster
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def from_pretrained(

@@ -73,6 +73,7 @@ def save_network(network: nn.Module, folder: str | Path, dtype: torch.dtype | No
     try:
         save_file(state, weights_part)
         config_part.write_text(json.dumps(config, indent=2) + "\n")
+        weights_part.chmod(config_part.stat().st_mode)  # safetensors lets nobody else read it
         weights_part.replace(folder / WEIGHTS_FILE)
         config_part.replace(folder / CONFIG_FILE)
     finally:

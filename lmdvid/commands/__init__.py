@@ -67,6 +67,14 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def edit(pairs: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Directions and how far to go, of an option that may be repeated."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UsageError("a direction is set twice: give --set once for each")
+    return found
+
+
 def magnitude(text: str) -> tuple[int, float]:
     """Read an option such as `3=1.5`: a direction and how far to go along it."""
     direction, _, value = text.partition("=")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lmdvid.commands import box, magnitude, whole_numbers
+from lmdvid.commands import box, edit, magnitude, whole_numbers
 
 HELP = "bring a picture to life with the motion of a video"
 
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         crop=options.crop,
         driving_crop=options.driving_crop,
         paste_back=options.paste_back,
-        edit=dict(options.set),
+        edit=edit(options.set),
         reference=options.reference,
     )
     print(f"wrote {path}")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lmdvid.commands import box, magnitude, whole_numbers
+from lmdvid.commands import box, edit, magnitude, whole_numbers
 
 HELP = "move a picture by hand along the motion directions of a network"
 EPILOG = (
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options.source,
         options.checkpoint,
         options.output,
-        dict(options.set),
+        edit(options.set),
         options.directions,
         options.columns,
         options.range,
