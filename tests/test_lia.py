@@ -235,8 +235,10 @@ def test_zero_flow(align_corners):
         flow.conv.weight.zero_()
         flow.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
     features = torch.randn(2, 4, 9, 7)
-    warped, mask, _ = flow(torch.randn(2, 4, 9, 7), torch.randn(2, 8), features, None)
-    assert (mask == 1).all()
+    h = torch.randn(2, 4, 9, 7)
+    warped, painted, logits = flow(h, torch.randn(2, 8), features, None)
+    assert (logits[:, 2].sigmoid() == 1).all()
+    assert torch.equal(painted, warped)
     if align_corners:
         torch.testing.assert_close(warped, features, atol=1e-5, rtol=1e-5)
     else:
