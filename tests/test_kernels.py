@@ -287,6 +287,7 @@ from triton.runtime.jit import JITFunction
 class Hopper:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
 
 driver.set_active(Hopper())
 compiled = {}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -106,7 +107,10 @@ def runs_triton(impl: Impl, *tensors: Tensor | None) -> bool:
 @torch.compiler.assume_constant_result
 def _usable(device: torch.device) -> bool:
     if device not in _USABLE:
-        _USABLE[device] = obstacle(device) is None and not interpreted()
+        reason = "TRITON_INTERPRET=1 is for tests" if interpreted() else obstacle(device)
+        _USABLE[device] = reason is None
+        if reason is not None:
+            warnings.warn(f"plain PyTorch instead of kernels on {device}: {reason}", stacklevel=2)
     return _USABLE[device]
 
 

@@ -27,7 +27,8 @@ def _pixels(height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
 
 @triton.jit
 def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
+    small = tl.exp(-tl.abs(x))  # which never overflows
+    return tl.where(x > 0, 1 / (1 + small), small / (1 + small))
 
 
 @triton.jit
@@ -35,6 +36,12 @@ def _clamp(position, size):
     """Positions so far outside that nothing is seen stay small enough for an int; NaN stays NaN."""
     inside = tl.minimum(tl.maximum(position, -2.0), size + 1.0)
     return tl.where(position == position, inside, position)
+
+
+@triton.jit
+def _whole(position):
+    """To an int; NaN, which has none, lives on in the shares of the pixels."""
+    return tl.where(position == position, position, 0).to(tl.int32)
 
 
 @triton.jit
@@ -111,7 +118,7 @@ def warp_forward_kernel(
     )
     left, top = tl.floor(px), tl.floor(py)
     fx, fy = (px - left)[:, None], (py - top)[:, None]
-    column, row = left.to(tl.int32), top.to(tl.int32)
+    column, row = _whole(left), _whole(top)
     at00, there00 = _corner(row, column, exists, H, W)
     at01, there01 = _corner(row, column + 1, exists, H, W)
     at10, there10 = _corner(row + 1, column, exists, H, W)
@@ -155,7 +162,7 @@ def warp_backward_kernel(
     )
     left, top = tl.floor(px), tl.floor(py)
     fx, fy = (px - left)[:, None], (py - top)[:, None]
-    column, row = left.to(tl.int32), top.to(tl.int32)
+    column, row = _whole(left), _whole(top)
     at00, there00 = _corner(row, column, exists, H, W)
     at01, there01 = _corner(row, column + 1, exists, H, W)
     at10, there10 = _corner(row + 1, column, exists, H, W)
@@ -246,7 +253,7 @@ def corners_kernel(
     )
     left, top = tl.floor(px), tl.floor(py)
     fx, fy = px - left, py - top
-    column, row = left.to(tl.int32), top.to(tl.int32)
+    column, row = _whole(left), _whole(top)
     nowhere = tl.num_programs(1).to(tl.int64) * H * W
     place = (b * OH * OW + pixel) * 4
     for corner in tl.static_range(4):
