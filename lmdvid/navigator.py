@@ -193,9 +193,9 @@ def _gram_schmidt(weight: Tensor) -> Tensor:
     """The QR with a positive diagonal, from the Cholesky factor of the small Gram matrix.
 
     W = QR gives W^T W = R^T R, and the Cholesky factor's diagonal is positive. A handful of small
-    steps that the host need not wait for, where Householder's are hundreds on a GPU. The Gram matrix
-    squares the condition number, which float64 makes up for: of float32 weights the basis is nearer
-    to the exact one than float32's Householder. Linearly dependent columns give NaN.
+    steps that the host need not wait for, where Householder's are hundreds on a GPU. The Gram
+    matrix squares the condition number, which float64 makes up for: of float32 weights the basis
+    is nearer to the exact one than float32's Householder. Linearly dependent columns give NaN.
     """
     exact = weight.double()
     factor, info = torch.linalg.cholesky_ex(exact.T @ exact)
