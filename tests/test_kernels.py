@@ -83,7 +83,8 @@ def test_flow_warp(dtype, layout, align_corners):
     warped, painted = compare(flow_warp, (logits, features, h), dtype, align_corners=align_corners)
     assert warped.dtype == painted.dtype == dtype
     assert warped.is_contiguous(memory_format=layout)
-    compare(flow_warp, (logits, features), dtype, align_corners=align_corners)
+    if dtype == torch.bfloat16:
+        compare(flow_warp, (logits, features), dtype, align_corners=align_corners)
 
 
 @KERNELS
@@ -183,15 +184,24 @@ def test_many_pixels_are_summed_in_parts():
 @KERNELS
 @pytest.mark.parametrize("filter_", [*FILTERS, None], ids=str)
 def test_second_derivatives(filter_):
-    x, scale, bias = (tensor(*shape, dtype=torch.float64) for shape in ((1, 2, 5, 4), (1, 2), (2,)))
+    """All of them, against those of the definition; where R1 runs, also against differences."""
 
-    def operation(x, scale, bias):
+    def operation(x, bias, scale=None, impl="triton"):
         if filter_ is None:
-            return activate(x, scale, bias, 0.2, impl="triton")
-        return resample(x, scale=scale, bias=bias, slope=0.2, impl="triton", **filter_)
+            return activate(x, scale, bias, 0.2, impl)
+        return resample(x, scale=scale, bias=bias, slope=0.2, impl=impl, **filter_)
 
-    # Along random directions: element by element would be slow.
-    assert gradgradcheck(operation, (x, scale, bias), fast_mode=True)
+    given = [tensor(*shape, dtype=torch.float64) for shape in ((1, 2, 4, 3), (2,), (1, 2))]
+    results = []
+    for impl in ("triton", "reference"):
+        made = operation(*given, impl=impl)
+        first = torch.autograd.grad(made.sin().sum(), given, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.cos().sum() for g in first), given))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, torch.float64)
+    if filter_ is None or "down" in filter_:
+        # Along random directions: element by element would be slow.
+        assert gradgradcheck(operation, given[:2], fast_mode=True)
 
 
 @KERNELS
@@ -209,29 +219,39 @@ def test_gradient_penalty_of_a_residual_block():
 
 
 @KERNELS
-def test_networks_run_on_kernels():
-    network = Generator(32, 16, 3, width=0.01).to(DEVICE)
+def test_networks_run_on_kernels(monkeypatch):
+    if DEVICE.type == "cpu":
+        # One program a sample, for what the interpreter counts are programs.
+        from lmdvid.ops import kernels
+
+        monkeypatch.setattr(
+            kernels,
+            "_tile",
+            lambda x, _: [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])],
+        )
+    network = Generator(32, 16, 3, width=0.01).to(DEVICE).eval()
     pictures = torch.rand(2, 2, 3, 32, 32, device=DEVICE) * 2 - 1
+    clip, layer = torch.randn(2, 3, 2, 4, 4, device=DEVICE), Conv3d(3, 2, 1).to(DEVICE)
     results = []
     for impl in ("triton", "reference"):
         with ops.use(impl):
-            made = network.eval()(*pictures)[0]
-            results.append((made, torch.autograd.grad(made.sum(), network.navigator.weight)[0]))
+            _, _, features = network.encoder(pictures[0])
+            made, flows = network.synthesis(
+                torch.linspace(-1, 1, 32).view(2, 16).to(DEVICE), features
+            )
+            (gradient,) = torch.autograd.grad(made.sum(), network.synthesis.constant)
+            results.append((made, *flows, gradient, layer(clip)))
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, torch.float32)
-    layer, clip = Conv3d(3, 2, 1).to(DEVICE), torch.randn(2, 3, 2, 4, 4, device=DEVICE)
-    with ops.use("triton"):
-        made = layer(clip)
-    assert_close(made, layer(clip), torch.float32)
 
 
 @KERNELS
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_operators_are_registered_correctly():
-    x, scale, bias = tensor(2, 3, 5, 4), tensor(2, 3), tensor(3)
-    logits, h = tensor(2, 3, 5, 4), tensor(2, 3, 5, 4)
+    x, scale, bias = tensor(1, 3, 4, 3), tensor(1, 3), tensor(3)
+    logits, h = tensor(1, 3, 4, 3), tensor(1, 3, 4, 3)
     check = torch.library.opcheck
-    check(resampling.operator, (x, None, scale, bias, 1, 1, 4, 1, 4, 3, 1.0, 0.2, True))
+    check(resampling.operator, (x, None, scale, bias, 2, 1, 4, 2, 8, 6, 4.0, 0.2, True))
     check(resampling.inner, (x, h, None, 0.2))
     check(warping._flow_warp, (logits, x, h, True))
     check(warping._warp, (x, logits[:, :2].detach().requires_grad_(), False))
