@@ -298,6 +298,16 @@ def test_the_implementation_is_chosen(monkeypatch):
         activate(x)
 
 
+def test_an_experiment_chooses_the_implementation():
+    from lmdvid.callbacks import Operations
+
+    callback = Operations("reference")
+    callback.setup(None, None, "fit")
+    assert dispatch.setting() == "reference"
+    callback.teardown(None, None, "fit")
+    assert dispatch.setting() == "auto"
+
+
 COMPILE = """
 import sys, torch
 from triton.backends.compiler import GPUTarget
