@@ -311,7 +311,7 @@ class Operations(L.Callback):
     """
 
     def __init__(self, impl: Impl) -> None:
-        self.impl = impl
+        self.impl: Impl = impl
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose, until the end of the run."""

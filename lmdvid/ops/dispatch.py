@@ -20,7 +20,7 @@ class _Restore:
     """Puts the setting back that was before, at the end of a `with` block."""
 
     def __init__(self, before: Impl | None) -> None:
-        self.before = before
+        self.before: Impl | None = before
 
     def __enter__(self) -> None:
         pass

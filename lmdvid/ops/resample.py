@@ -176,8 +176,9 @@ def inner(first: Tensor, second: Tensor | None, gate: Tensor | None, slope: floa
     """(B, C) sums over pixels of a'(gate) * first * second, float32 or better."""
     from lmdvid.ops import kernels
 
-    given = [None if x is None else dense(x) for x in (first, second, gate)]
-    return kernels.inner(*given, slope)  # pyright: ignore[reportArgumentType]
+    second = None if second is None else dense(second)
+    gate = None if gate is None else dense(gate)
+    return kernels.inner(dense(first), second, gate, slope)
 
 
 @inner.register_fake
