@@ -29,5 +29,5 @@ def check_addressable(*tensors: Tensor | None) -> None:
         ValueError: A sample is larger than that.
     """
     for tensor in tensors:
-        if tensor is not None and tensor[0].numel() >= 2**31:
+        if tensor is not None and tensor.numel() // len(tensor) >= 2**31:
             raise ValueError(f"a sample of {tuple(tensor.shape)} has 2^31 elements or more")

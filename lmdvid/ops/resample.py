@@ -109,8 +109,8 @@ def operator(
     """See the formulae above; `taps` is 4, or 1 for no filter, `pad` the zeros before x."""
     from lmdvid.ops import kernels
 
-    check_addressable(x)
     out = empty(x, *x.shape[:2], height, width)
+    check_addressable(x, out)
     kernels.resample(
         dense(x), None if gate is None else dense(gate),
         None if scale is None else scale.contiguous(), None if bias is None else bias.contiguous(),

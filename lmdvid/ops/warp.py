@@ -156,8 +156,8 @@ def _neighbours(position: Tensor, size: int, align_corners: bool) -> tuple[Tenso
 def _warp(features: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
     from lmdvid.ops import kernels
 
-    check_addressable(features, grid)
     warped = empty(features, *features.shape[:2], *grid.shape[2:])
+    check_addressable(features, warped)
     kernels.warp(grid.contiguous(), dense(features), None, warped, None, False, align_corners)
     return warped
 
