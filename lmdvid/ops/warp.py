@@ -54,6 +54,10 @@ def flow_warp(
     Convention: see above; the grid to which the displacement is added is that of pixel centres,
     whatever `align_corners` is (with False it zooms by half a pixel at the edges, as the original).
 
+    Several pixels may be sampled from one of the source, whose gradient a kernel adds up as they
+    come: in float32, but in no fixed order, unless torch.use_deterministic_algorithms(True) asks
+    for one, which costs a sort.
+
     Args:
         logits: (B, 3, H, W) in float32 or better: tanh of the first two is the displacement in x
             and y, up to half the image each way; sigmoid of the third is the mask.
