@@ -307,7 +307,6 @@ class PlainTrainer:
         self.networks = generator, discriminator
         self.plain = Reference(generator)
         self.plain.weights = dict(generator.named_parameters())
-        self.constant = self.plain.weights["synthesis.constant"]
         self.judge = copy.copy(self.plain)
         self.judge.weights = dict(discriminator.named_parameters())
         self.optimizers = [torch.optim.Adam(n.parameters(), 1e-4) for n in self.networks]
@@ -318,7 +317,6 @@ class PlainTrainer:
         alpha = self.plain.magnitudes(self.plain.encode(target)[0])
         q, r = torch.linalg.qr(self.plain.weights["navigator.weight"])
         w = code + alpha @ (q * r.diagonal().sign()).T
-        self.plain.weights["synthesis.constant"] = self.constant.repeat(len(w), 1, 1, 1)
         fake = self.plain.synthesise(w, features)
         loss = F.l1_loss(fake, target) + F.softplus(-self.logits(fake)).mean()
         self.descend(0, loss)
