@@ -28,8 +28,8 @@ from lmdvid.networks.keypoints import (
     transfer,
     unflipped,
 )
+from lmdvid.ops.reference import identity_grid
 from lmdvid.ops.shrink import shrink
-from lmdvid.ops.warp import identity_grid
 from lmdvid.pretrained import load_network, save_network
 from lmdvid.tasks.fomm import FOMM
 from lmdvid.tasks.keypoints import Deformation, equivariance

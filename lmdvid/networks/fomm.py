@@ -32,8 +32,8 @@ from lmdvid.networks.keypoints import (
     transfer,
     widened,
 )
+from lmdvid.ops.reference import identity_grid
 from lmdvid.ops.shrink import shrink
-from lmdvid.ops.warp import identity_grid
 
 
 class KeypointDetector(nn.Module):

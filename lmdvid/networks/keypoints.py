@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmdvid.ops.warp import identity_grid, masked_warp, warp
+from lmdvid.ops.reference import identity_grid
+from lmdvid.ops.warp import masked_warp, warp
 
 
 class Keypoints(NamedTuple):

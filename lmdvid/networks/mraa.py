@@ -34,8 +34,8 @@ from lmdvid.networks.keypoints import (
     transfer,
     widened,
 )
+from lmdvid.ops.reference import identity_grid
 from lmdvid.ops.shrink import shrink
-from lmdvid.ops.warp import identity_grid
 
 Background = Literal["none", "shift", "affine", "perspective"]
 _ROWS: dict[Background, int] = {"none": 0, "shift": 2, "affine": 6, "perspective": 8}

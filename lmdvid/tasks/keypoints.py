@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmdvid import losses
 from lmdvid.networks import WeightsError
 from lmdvid.networks.keypoints import Keypoints, inverse, unflipped
-from lmdvid.ops.warp import identity_grid
+from lmdvid.ops.reference import identity_grid
 from lmdvid.pretrained import load_network
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.animation import AnimationTask
