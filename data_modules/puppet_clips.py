@@ -25,6 +25,7 @@ from data_modules.index import Clip
 from data_modules.sampling import ClipDataset, Item
 from lmdvid.video import VideoReadError, write_video
 
+DEMO_SEED = 900_000  # pictures to try the program with: neither trained on nor tested on
 _FPS = 25
 _INDEX = "puppets.json"
 # Test seeds start far behind the training seeds, so that they stay the same in a larger set.

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from data_modules.base import Device, VideoDataModule
 from data_modules.index import DataError
 from data_modules.puppet_clips import FIRST_TEST_SEED, PuppetDataset, PuppetSet, draw_set
-from data_modules.puppetry import KINDS, SIZES
+from data_modules.puppetry import KINDS, POSE_NAMES, SIZES
 from data_modules.sampling import ClipDataset, Sampling
 from lmdvid.video import Backend
 
@@ -120,6 +120,11 @@ class Puppets(VideoDataModule):
             device=device,
         )
         self._puppets = puppets
+
+    @property
+    def pose_names(self) -> tuple[str, ...]:
+        """Names of the coordinates of `pose`."""
+        return POSE_NAMES[self._puppets.kind]
 
     def prepare_data(self) -> None:
         """Draw the clips that are not there yet, and look into them."""

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -105,7 +105,8 @@ class Animator:
         """Load a converted folder or a training checkpoint (its averaged generator).
 
         Args:
-            path: Folder with `config.json` and `model.safetensors`, or a `.ckpt` file.
+            path: Folder with `config.json` and `model.safetensors`, a `.ckpt` file, or the name of
+                a network that is installed with the program: `puppets`.
             device: `cpu`, `cuda`, `mps`, ...
             dtype: See `Animator`.
             batch_size: Driving frames per pass; see `Animator`.
@@ -131,6 +132,7 @@ class Animator:
         mode: Mode = "relative",
         absolute_directions: Sequence[int] = (),
         magnitude: float = 1.0,
+        edit: Mapping[int, float] | None = None,
     ) -> Tensor:
         """Move a picture with a clip.
 
@@ -146,13 +148,15 @@ class Animator:
             absolute_directions: Directions, counted from 0, that are absolute in mode `relative`.
             magnitude: The factor m: 1 copies the motion, 2 doubles it, 0 leaves in mode `relative`
                 the source as it is and in mode `absolute` shows it in the pose without motion.
+            edit: Magnitudes by direction, counted from 0, that are added throughout, in either
+                mode: the source is edited before it moves.
 
         Returns:
             (T, 3, size, size) float32, unclamped.
         """
         if not len(driving):
             raise AnimationError("the driving clip has no frames")
-        frames = self.stream(source, driving, mode, absolute_directions, magnitude)
+        frames = self.stream(source, driving, mode, absolute_directions, magnitude, edit)
         return torch.stack(list(frames))
 
     def stream(
@@ -162,6 +166,7 @@ class Animator:
         mode: Mode = "relative",
         absolute_directions: Sequence[int] = (),
         magnitude: float = 1.0,
+        edit: Mapping[int, float] | None = None,
     ) -> Iterator[Tensor]:
         """Move a picture with frames as they come.
 
@@ -171,6 +176,7 @@ class Animator:
             mode: See `animate`.
             absolute_directions: See `animate`.
             magnitude: See `animate`.
+            edit: See `animate`.
 
         Returns:
             An iterator over a frame (3, size, size) float32, unclamped, for each driving frame.
@@ -178,8 +184,9 @@ class Animator:
         Raises:
             AnimationError: For a wrong shape, mode, direction or magnitude.
         """
-        _check_motion(mode, absolute_directions, magnitude)
-        subject = self._subject(source, absolute_directions)
+        edit = edit or {}
+        _check_motion(mode, absolute_directions, magnitude, edit)
+        subject = self._subject(source, absolute_directions, edit)
         return (made for (made,) in self._stream([subject], frames, mode, magnitude))
 
     @contextmanager
@@ -189,7 +196,9 @@ class Animator:
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
             yield
 
-    def _subject(self, source: Tensor, absolute_directions: Sequence[int]) -> "_Subject":
+    def _subject(
+        self, source: Tensor, absolute_directions: Sequence[int], edit: Mapping[int, float]
+    ) -> "_Subject":
         if source.shape != (3, self.size, self.size):
             raise AnimationError(
                 f"source has shape {tuple(source.shape)}: this network takes "
@@ -198,15 +207,27 @@ class Animator:
         with self._inference():
             image = source[None].to(self.device)
             encoded = self.network.encode_source(image)
-            if not absolute_directions:
+            if not absolute_directions and not edit:
                 return _Subject(encoded)
-            codes = self.network.encode_motion(image)
-        for direction in absolute_directions:
-            if not 0 <= direction < codes.shape[-1]:
+            edit_source = getattr(self.network, "edit_source", None)
+            if edit and edit_source is None:
                 raise AnimationError(
-                    f"no direction {direction}: this network has {codes.shape[-1]}, "
-                    f"counted from 0 to {codes.shape[-1] - 1}"
+                    f"the {type(self.network).__module__.rpartition('.')[2]} network has no motion "
+                    "directions to edit a picture along: leave the edit out"
                 )
+            codes = self.network.encode_motion(image)
+            for direction in (*absolute_directions, *edit):
+                if not 0 <= direction < codes.shape[-1]:
+                    raise AnimationError(
+                        f"no direction {direction}: this network has {codes.shape[-1]}, "
+                        f"counted from 0 to {codes.shape[-1] - 1}"
+                    )
+            if edit and edit_source is not None:
+                delta = torch.zeros_like(codes[0])
+                delta[list(edit)] = torch.tensor(list(edit.values())).to(delta)
+                encoded = edit_source(encoded, delta)
+        if not absolute_directions:
+            return _Subject(encoded)
         return _Subject(encoded, codes, list(absolute_directions))
 
     def _stream(
@@ -256,6 +277,7 @@ class Animator:
         crop: Crop = None,
         driving_crop: Crop = None,
         paste_back: bool = False,
+        edit: Mapping[int, float] | None = None,
     ) -> Path:
         """Move the picture in a file with the video in another, in bounded memory.
 
@@ -285,6 +307,7 @@ class Animator:
                 the box stays where it is.
             paste_back: Show the whole source picture in its own size, with the result where the
                 part was that the network saw, its edge feathered.
+            edit: See `animate`; of all sources.
 
         Returns:
             The path written. The number of frames and the times at which they are shown are the
@@ -295,7 +318,7 @@ class Animator:
             FramingError: If a box does not lie in its picture, or a face cannot be found.
             AnimationError: If the output's suffix, or the mode for this input, makes no sense.
         """
-        output = Path(output)
+        output, edit = Path(output), edit or {}
         sources, drivings = _listed(source, "source"), _listed(driving, "driving")
         grid = len(sources) > 1 or len(drivings) > 1
         infos = [probe(path) for path in drivings]
@@ -303,7 +326,7 @@ class Animator:
         _check_overwriting(output, [*sources, *drivings])
         modes: list[Mode] = [_mode_for(info, mode, absolute_directions) for info in infos]
         for chosen in modes:
-            _check_motion(chosen, absolute_directions, magnitude)
+            _check_motion(chosen, absolute_directions, magnitude, edit)
 
         pictures = [_first(path) for path in sources]
         framings = [
@@ -314,7 +337,7 @@ class Animator:
             Framing.choose(path, _first(path), driving_crop, fit, self.size) for path in drivings
         ]
         faces = [framing(picture) for framing, picture in zip(framings, pictures, strict=True)]
-        subjects = [self._subject(to_float(face), absolute_directions) for face in faces]
+        subjects = [self._subject(to_float(face), absolute_directions, edit) for face in faces]
         if paste_back:
             layout = _pasted_back(PasteBack(pictures[0], framings[0]))
         elif grid:
@@ -381,6 +404,7 @@ def animate_file(
     crop: Crop = None,
     driving_crop: Crop = None,
     paste_back: bool = False,
+    edit: Mapping[int, float] | None = None,
 ) -> Path:
     """Load a checkpoint and move pictures: what `lmdvid animate` does.
 
@@ -403,6 +427,7 @@ def animate_file(
         crop=crop,
         driving_crop=driving_crop,
         paste_back=paste_back,
+        edit=edit,
     )
 
 
@@ -426,7 +451,12 @@ class _Subject:
         return reference
 
 
-def _check_motion(mode: Mode, absolute_directions: Sequence[int], magnitude: float) -> None:
+def _check_motion(
+    mode: Mode,
+    absolute_directions: Sequence[int],
+    magnitude: float,
+    edit: Mapping[int, float],
+) -> None:
     if mode not in ("relative", "absolute"):
         raise AnimationError(f"mode={mode!r}: choose 'relative' or 'absolute'")
     if mode == "absolute" and absolute_directions:
@@ -436,6 +466,9 @@ def _check_motion(mode: Mode, absolute_directions: Sequence[int], magnitude: flo
         )
     if not math.isfinite(magnitude):
         raise AnimationError(f"magnitude={magnitude}: choose a finite number, such as 1.5")
+    for direction, value in edit.items():
+        if not math.isfinite(value):
+            raise AnimationError(f"direction {direction} is set to {value}: choose a finite number")
 
 
 def _mode_for(info: VideoInfo, mode: Mode | None, absolute_directions: Sequence[int]) -> Mode:

@@ -47,7 +47,7 @@ class LatentNavigator(nn.Module):
             raise ValueError(f"orthogonal={orthogonal!r}: choose 'qr', 'polar' or 'svd'")
         self.dim = dim
         self.directions = directions
-        self.orthogonal = orthogonal
+        self.orthogonal: Orthogonal = orthogonal
         self.weight = nn.Parameter(torch.randn(dim, directions))
         if orthogonal == "svd":
             self.register_buffer("signs", self._left_singular_vectors(self.weight.detach()))
@@ -124,6 +124,31 @@ class LatentNavigator(nn.Module):
         if accumulate:
             steps = steps.cumsum(dim=1)
         return w0[:, None] + steps
+
+    @torch.no_grad()
+    def rotated(self, rotation: Tensor) -> "LatentNavigator":
+        """A navigator of the same span, with the directions d'_j = sum_i Q_ij d_i.
+
+        Its weight is the basis itself, which every way of making it orthonormal but `svd` gives
+        back unchanged; `svd` becomes `polar`. Magnitudes alpha Q walk there where alpha does here.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it has another shape or is not orthogonal.
+        """
+        q = rotation.double().to(self.weight.device)
+        square = q.shape == (self.directions, self.directions)
+        if not square or not torch.allclose(q.T @ q, torch.eye(len(q)).to(q), atol=1e-4):
+            raise ValueError(
+                f"rotation of shape {tuple(rotation.shape)} is no orthogonal matrix of "
+                f"{self.directions} directions"
+            )
+        orthogonal: Orthogonal = "polar" if self.orthogonal == "svd" else self.orthogonal
+        other = LatentNavigator(self.dim, self.directions, orthogonal).to(self.weight)
+        other.weight.copy_(self.basis().double().T @ q)
+        return other.train(self.training).requires_grad_(self.weight.requires_grad)
 
     def _orthonormal(self) -> Tensor:
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()

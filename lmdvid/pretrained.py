@@ -24,24 +24,43 @@ from lmdvid.networks import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+BOX = Path(__file__).parent / "weights"
+"""Networks that are installed with the program, a folder each."""
 
 
 class DeviceError(ValueError):
     """A device is not there."""
 
 
-def save_network(network: nn.Module, folder: str | Path) -> None:
+def in_the_box() -> list[str]:
+    """Names of the networks that are installed with the program."""
+    return sorted(path.parent.name for path in BOX.glob(f"*/{CONFIG_FILE}"))
+
+
+def locate(path: str | Path) -> Path:
+    """The path of a checkpoint, or the folder of a network in the box by its name.
+
+    The name wins over a file or folder of that name: `./puppets` is the latter.
+    """
+    return BOX / path if str(path) in in_the_box() else Path(path)
+
+
+def save_network(network: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a network as `model.safetensors` and `config.json`.
 
     Args:
         network: A network of `lmdvid.networks` with its constructor's arguments in `config`.
         folder: Made where missing; files in it of these names are replaced.
+        dtype: Of floating-point weights in the file; None keeps them as they are. They are loaded
+            as float32 in any case.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     kind = type(network)
     arguments = dict(network.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if isinstance(navigator := getattr(network, "navigator", None), LatentNavigator):
@@ -53,6 +72,7 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     try:
         save_file(state, weights_part)
         config_part.write_text(json.dumps(config, indent=2) + "\n")
+        weights_part.chmod(config_part.stat().st_mode)  # safetensors lets nobody else read it
         weights_part.replace(folder / WEIGHTS_FILE)
         config_part.replace(folder / CONFIG_FILE)
     finally:
@@ -64,8 +84,8 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     """Load a network for inference.
 
     Args:
-        path: A folder written by `save_network` (or `lmdvid convert`), or a training checkpoint
-            `.ckpt`, whose averaged generator is taken.
+        path: A folder written by `save_network` (or `lmdvid convert`), a training checkpoint
+            `.ckpt`, whose averaged generator is taken, or the name of a network in the box.
         device: Where it goes.
 
     Returns:
@@ -74,7 +94,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     Raises:
         WeightsError: If there is nothing at `path`, or nothing that this program wrote.
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         name, config, state = _read_folder(path)
     elif path.is_file():
@@ -82,7 +102,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     else:
         raise WeightsError(
             f"no checkpoint at {path}: give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
-            "or a training checkpoint (.ckpt)"
+            f"a training checkpoint (.ckpt), or one in the box: {', '.join(in_the_box()) or 'none'}"
         )
     network = _build(path, name, config)
     try:
@@ -110,12 +130,13 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
-def convert(path: str | Path, folder: str | Path) -> str:
+def convert(path: str | Path, folder: str | Path, dtype: torch.dtype | None = None) -> str:
     """Turn the authors' file, or a training checkpoint, into a folder that `load_network` reads.
 
     Args:
         path: The authors' checkpoint (the system is recognised from its keys) or a `.ckpt`.
         folder: Where `model.safetensors` and `config.json` go.
+        dtype: Of the weights in the file, see `save_network`.
 
     Returns:
         A report: what it is, and every group of entries that was left out.
@@ -144,7 +165,7 @@ def convert(path: str | Path, folder: str | Path) -> str:
         network.load_state_dict(state)
         left_out = Counter(_group(key) for key in dropped)
         system = f"the authors' {module.__name__.rpartition('.')[2].upper()} generator"
-    save_network(network, folder)
+    save_network(network, folder, dtype)
     arguments = ", ".join(f"{k}={v}" for k, v in network.config.items())  # pyright: ignore
     count = sum(p.numel() for p in network.parameters())
     lines = [f"{path}: {system}", f"  {arguments}", f"  {count:,} parameters converted"]

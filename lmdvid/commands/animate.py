@@ -2,7 +2,7 @@
 
 import argparse
 
-from lmdvid.commands import whole_numbers
+from lmdvid.commands import box, edit, magnitude, whole_numbers
 
 HELP = "bring a picture to life with the motion of a video"
 
@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video, gif, frame folder or image; several make a grid, a column for each, as long "
         "as the longest, with the rate and the sound of the first",
     )
-    add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="converted folder, training .ckpt, or `puppets`, which is installed",
+    )
     add(
         "--output",
         required=True,
@@ -54,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor on the driver's change (relative) or pose (absolute) along every direction "
         "(default: %(default)s)",
     )
+    add(
+        "--set",
+        type=magnitude,
+        action="append",
+        default=[],
+        metavar="I=DELTA",
+        help="edit the source before it moves: go DELTA along direction I; may be repeated",
+    )
     add("--side-by-side", action="store_true", help="write source, driver and result in one row")
     add(
         "--fit",
@@ -63,14 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--crop",
-        type=_box,
+        type=box,
         metavar="X,Y,W,H|face",
         help="part of the source to use: upper left corner, width and height in pixels, or the "
         "largest face with room around it (needs opencv-python-headless<5)",
     )
     add(
         "--driving-crop",
-        type=_box,
+        type=box,
         metavar="X,Y,W,H|face",
         help="the same for the driver; a face is looked for in its first frame",
     )
@@ -125,17 +138,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         crop=options.crop,
         driving_crop=options.driving_crop,
         paste_back=options.paste_back,
+        edit=edit(options.set),
     )
     print(f"wrote {path}")
     return 0
-
-
-def _box(text: str) -> tuple[int, ...] | str:
-    if text == "face":
-        return text
-    numbers = text.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
-        raise argparse.ArgumentTypeError(
-            f"expected 'face' or x,y,width,height in pixels, such as 40,0,256,256; given {text}"
-        )
-    return tuple(map(int, numbers))

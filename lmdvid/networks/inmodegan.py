@@ -357,9 +357,7 @@ class Generator(nn.Module):
     def order_directions(self, videos: int = 256, steps: int = 15, seed: int = 0) -> Tensor:
         """Number the directions by the variance of their magnitudes, largest first.
 
-        The paper's SVD gives an order; other decompositions have none. The weight becomes the
-        ordered basis itself, so that every way of making it orthonormal but `svd` gives it back
-        unchanged; `svd` becomes `polar`.
+        The paper's SVD gives an order; other decompositions have none. See `rotate_directions`.
 
         Args:
             videos: How many to measure.
@@ -375,16 +373,24 @@ class Generator(nn.Module):
         z_m = torch.randn(videos, steps, self.motion_noise, generator=random).to(device)
         spread = self.sample_codes(z_a, z_m).alpha.flatten(0, 1).std(dim=0)
         order = spread.argsort(descending=True)
-        basis = self.navigator.basis()[order]
-        if self.navigator.orthogonal == "svd":
-            former = self.navigator
-            self.navigator = LatentNavigator(former.dim, len(order), "polar").to(basis)
-            self.navigator.train(self.training).requires_grad_(former.weight.requires_grad)
-            self.config["orthogonal"] = "polar"
-        self.navigator.weight.copy_(basis.T)
-        self.motion.magnitudes.weight.copy_(self.motion.magnitudes.weight[order])
-        self.motion.magnitudes.bias.copy_(self.motion.magnitudes.bias[order])
+        self.rotate_directions(torch.eye(len(order), dtype=torch.float64, device=device)[:, order])
         return spread[order]
+
+    def rotate_directions(self, rotation: Tensor) -> None:
+        """Measure every walk along other axes of the directions' span; no video changes.
+
+        With d'_j = sum_i Q_ij d_i and alpha' = alpha Q, alpha' D' = alpha Q Q^T D = alpha D. An
+        `svd` navigator becomes `polar`, which gives back the basis that it is given.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.navigator = self.navigator.rotated(rotation)
+        self.config["orthogonal"] = self.navigator.orthogonal
+        self.motion.magnitudes.rotate(rotation)
 
 
 class Conv3d(nn.Module):

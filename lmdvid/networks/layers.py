@@ -94,6 +94,13 @@ class EqualLinear(nn.Module):
         x = F.linear(x, self.weight * self.scale, bias)
         return F.leaky_relu(x, 0.2) if self.activated else x
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Make y @ rotation, (O, O), the output instead of y; for a layer without activation."""
+        q = rotation.double().to(self.weight.device)
+        self.weight.copy_(q.T @ self.weight.double())
+        self.bias.copy_(q.T @ self.bias.double())
+
 
 class EqualConv2d(nn.Module):
     """Convolution with equalised learning rate, optionally halving the resolution.

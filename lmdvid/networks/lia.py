@@ -8,7 +8,7 @@ where the new code says.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -353,6 +353,31 @@ class Generator(nn.Module):
         w = self.navigator(source.appearance.expand(count, -1), codes)
         features = tuple(f.expand(count, -1, -1, -1) for f in source.features)
         return self.synthesis(w, features)[0]
+
+    def edit_source(self, source: Source, delta: Tensor) -> Source:
+        """Move a picture along directions before it is animated (LIA-X's "edit, warp, render").
+
+        Args:
+            source: Of `encode_source`.
+            delta: (N,) or (B, N) magnitudes, added in every mode: w_0 + sum_i delta_i d_i.
+        """
+        return replace(source, appearance=source.appearance + self.navigator.displace(delta))
+
+    def rotate_directions(self, rotation: Tensor) -> None:
+        """Measure every walk along other axes of the directions' span; no picture changes.
+
+        With d'_j = sum_i Q_ij d_i and a' = a Q, a' D' = a Q Q^T D = a D.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.navigator = self.navigator.rotated(rotation)
+        self.config["orthogonal"] = self.navigator.orthogonal
+        last: EqualLinear = self.encoder.motion[-1]  # pyright: ignore[reportAssignmentType]
+        last.rotate(rotation)
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1:] != (3, self.size, self.size):
