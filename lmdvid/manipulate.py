@@ -251,7 +251,8 @@ def _enlargement(size: int) -> int:
 
 def _lines(name: str) -> list[str]:
     """A name in short lines: what it is, and how sure that is."""
-    return [part.strip() for part in name.split(",")] if name else []
+    # The font that comes with Pillow has no superscripts.
+    return [part.strip().replace("²", "^2") for part in name.split(",")] if name else []
 
 
 def _caption(lines: Sequence[str], width: int, height: int) -> Tensor:

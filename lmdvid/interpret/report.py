@@ -19,7 +19,7 @@ h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 21px; margin: 44px 0 6px; }
 h3 { font-size: 16px; margin: 0; }
 p { margin: 6px 0 12px; max-width: 78ch; color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px;
   margin: 22px 0; }
 .tile, .card, .sheet { background: #fff; border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: 12px 14px; }

@@ -514,7 +514,9 @@ def _write_truth(report: Report, found: GroundTruth, current: str, labels: Seque
         "Neither changes a single picture.",
     )
     names = [name.replace("_", " ") for name in found.factors.names]
-    shown = {name: found.scores[name] for name in dict.fromkeys((current, "supervised"))}
+    shown = {
+        name: found.scores[name] for name in dict.fromkeys(("as trained", current, "supervised"))
+    }
     report.plots(
         {
             f"R², {name}.": plots.matrix_plot(s.r2, labels, names, numbers=True)

@@ -171,8 +171,9 @@ class AdversarialTask(L.LightningModule):
                 "float32 weights. Use bf16-mixed (or 32-true)"
             )
         if self.trainer.strategy.root_device.type == "cuda":
-            for network in (self.generator, self.discriminator, self.generator_ema):
-                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            for parameter in self.parameters():
+                if parameter.ndim == 4:  # `Module.to` fails at the 3-D kernels of video networks
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if (
             self.trainer.precision == "bf16-mixed"
             and self.trainer.strategy.root_device.type == "cpu"
