@@ -5,6 +5,7 @@ to plain data, and a class is taken by name only from inside `lmdvid.networks`.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import pickle
@@ -130,19 +131,26 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
-def convert(path: str | Path, folder: str | Path, dtype: torch.dtype | None = None) -> str:
+def convert(
+    path: str | Path,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    preset: str | None = None,
+) -> str:
     """Turn the authors' file, or a training checkpoint, into a folder that `load_network` reads.
 
     Args:
         path: The authors' checkpoint (the system is recognised from its keys) or a `.ckpt`.
         folder: Where `model.safetensors` and `config.json` go.
         dtype: Of the weights in the file, see `save_network`.
+        preset: What weights cannot tell, by a name of the system's module (its `PRESETS`); None is
+            that of the authors' file itself, where its hash is known, or the system's usual one.
 
     Returns:
         A report: what it is, and every group of entries that was left out.
 
     Raises:
-        WeightsError: If the file is neither.
+        WeightsError: If the file is neither, or the preset is none of its system's.
     """
     path = Path(path)
     content = _load_plain(path)
@@ -157,8 +165,9 @@ def convert(path: str | Path, folder: str | Path, dtype: torch.dtype | None = No
     else:
         tensors = dict(_flatten(content))
         module = _recognise(path, tensors)
+        chosen = _preset(path, module, preset)
         try:
-            config, state, dropped = module.from_original(tensors)
+            config, state, dropped = module.from_original(tensors, *chosen)
         except ValueError as error:
             raise WeightsError(f"{path}: {error}") from error
         network = module.Generator(**config)
@@ -269,6 +278,21 @@ def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> ModuleType:
     )
 
 
+def _preset(path: Path, module: ModuleType, preset: str | None) -> tuple[str | None, ...]:
+    """The argument that says what weights cannot, for a system that needs one."""
+    presets = getattr(module, "PRESETS", {})
+    if preset is not None and preset not in presets:
+        raise WeightsError(
+            f"{path}: no preset {preset!r} for {module.__name__.rpartition('.')[2]}, which has "
+            f"{', '.join(presets) or 'none'}"
+        )
+    released = getattr(module, "RELEASED", {})
+    if preset is None and released:
+        with path.open("rb") as file:
+            preset = released.get(hashlib.file_digest(file, "sha256").hexdigest())
+    return (preset,) if presets else ()
+
+
 def _flatten(content: Mapping[Any, Any], prefix: str = ""):
     """Tensors of nested dictionaries by dotted name, without DataParallel's `module.`."""
     for key, value in content.items():
@@ -281,8 +305,10 @@ def _flatten(content: Mapping[Any, Any], prefix: str = ""):
 def _group(key: str) -> str:
     """What a left-out key belongs to, for the report."""
     head = key.split(".")[0]
+    if key.endswith((".kernel", "down.weight")):
+        return "fixed filter"
     if head in ("gen", "enc", "dec"):
-        return "fixed filter" if key.endswith(".kernel") else "parameter that nothing reads"
+        return "parameter that nothing reads"
     return f"entry of {head!r}"
 
 

@@ -111,9 +111,8 @@ def test_edits_that_make_no_sense_are_refused(network, picture):
 
     class Rigid(nn.Conv2d):
         size = 32
-
-        def encode_source(self, image):
-            return image
+        modes = ("relative",)
+        directions = 0
 
     with pytest.raises(AnimationError, match="no motion directions"):
         Animator(Rigid(3, 3, 1)).stream(picture, [], edit={0: 1.0})

@@ -39,9 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mode",
-        choices=("relative", "absolute"),
-        help="move the source by the driver's change since its first frame, or into the driver's "
-        "own pose (default: relative; absolute where the driver is one image)",
+        choices=("relative", "adaptive", "absolute", "avd"),
+        help="move the source by the driver's change since its first frame; for FOMM and MRAA, as "
+        "much larger as the source is (adaptive); into the driver's own pose; for MRAA, into its "
+        "pose in the source's shape (avd) (default: relative; absolute where the driver is one "
+        "image)",
+    )
+    add(
+        "--reference",
+        type=_reference,
+        default=0,
+        metavar="N|best",
+        help="driving frame, counted from 0, since which change is counted: one in which the "
+        "driver is posed as the source is; best looks for it (default: %(default)s)",
     )
     add(
         "--absolute-directions",
@@ -139,6 +149,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         driving_crop=options.driving_crop,
         paste_back=options.paste_back,
         edit=edit(options.set),
+        reference=options.reference,
     )
     print(f"wrote {path}")
     return 0
+
+
+def _reference(text: str) -> int | str:
+    if text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected 'best' or a frame such as 0; given {text}")

@@ -15,6 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number format in the file; bfloat16 halves it (default: as they are). Networks are "
         "loaded as float32 in any case",
     )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="what weights cannot tell: mraa-vox256, mraa-taichi256, mraa-ted384, mraa-mgif256 for "
+        "files that are none of MRAA's released ones; fomm (as today's PyTorch runs it, the "
+        "default) or fomm-corners (as the one of its time did)",
+    )
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -24,5 +31,5 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from lmdvid import pretrained
 
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    print(pretrained.convert(options.path, options.folder, dtype))
+    print(pretrained.convert(options.path, options.folder, dtype, options.preset))
     return 0

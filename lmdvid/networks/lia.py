@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmdvid.navigator import LatentNavigator, Orthogonal
-from lmdvid.networks import Mode
+from lmdvid.networks import Mode, check_images, check_mode
 from lmdvid.networks.layers import (
     DownPyramid,
     EqualConv2d,
@@ -259,6 +259,8 @@ class Generator(nn.Module):
             models the time to unlearn them.
     """
 
+    modes: tuple[Mode, ...] = ("relative", "absolute")
+
     def __init__(
         self,
         size: int = 256,
@@ -284,6 +286,11 @@ class Generator(nn.Module):
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, align_corners, flow_init)
 
+    @property
+    def directions(self) -> int:
+        """Number N of motion directions."""
+        return self.navigator.directions
+
     def forward(
         self, source: Tensor, driving: Tensor, both_ways: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -299,8 +306,8 @@ class Generator(nn.Module):
             The pictures (B, 3, size, size), unbounded, and their magnitudes (B, N); with
             `both_ways` (2B, ...), those of the sources after those of the driving pictures.
         """
-        self._check(source)
-        self._check(driving)
+        check_images(source, self.size)
+        check_images(driving, self.size)
         batch = len(source)
         code, alpha, features = self.encoder(torch.cat([source, driving]))
         alpha = alpha.roll(batch, dims=0)
@@ -311,13 +318,13 @@ class Generator(nn.Module):
 
     def encode_source(self, image: Tensor) -> Source:
         """Compute once what every frame needs of the picture (B, 3, size, size) in [-1, 1]."""
-        self._check(image)
+        check_images(image, self.size)
         code, alpha, features = self.encoder(image)
         return Source(code, alpha, features)
 
     def encode_motion(self, frames: Tensor) -> Tensor:
         """Motion magnitudes (T, N) of driving frames (T, 3, size, size) in [-1, 1]."""
-        self._check(frames)
+        check_images(frames, self.size)
         return self.encoder(frames)[1]
 
     def render(
@@ -326,6 +333,7 @@ class Generator(nn.Module):
         codes: Tensor,
         reference: Tensor | None = None,
         mode: Mode = "relative",
+        magnitude: float = 1.0,
     ) -> Tensor:
         """Show the source in other poses.
 
@@ -334,21 +342,21 @@ class Generator(nn.Module):
             codes: (T, N) magnitudes a(x_t).
             reference: (1, N) magnitudes a(x_1) of the driving video's first frame; `relative`
                 needs them.
-            mode: `absolute` walks z_{s->r} + D a(x_t); `relative` moves from the source's own pose
-                by the change since the reference, z_{s->r} + D (a(x_s) + a(x_t) - a(x_1)).
+            mode: `absolute` walks z_{s->r} + m D a(x_t); `relative` moves from the source's own
+                pose by the change since the reference, z_{s->r} + D (a(x_s) + m (a(x_t) - a(x_1))).
+            magnitude: The factor m.
 
         Returns:
             (T, 3, size, size), unbounded; clamp to [-1, 1] to show it.
 
         Raises:
-            ValueError: For an unknown mode, or `relative` without a reference.
+            ValueError: For a mode that LIA lacks, or `relative` without a reference.
         """
-        if mode == "relative":
-            if reference is None:
-                raise ValueError("mode='relative' needs the codes of the first driving frame")
-            codes = source.codes + codes - reference
-        elif mode != "absolute":
-            raise ValueError(f"mode={mode!r}: choose 'relative' or 'absolute'")
+        check_mode(mode, self.modes, reference)
+        if reference is not None and mode == "relative":
+            codes = source.codes + magnitude * (codes - reference)
+        else:
+            codes = magnitude * codes
         count = len(codes)
         w = self.navigator(source.appearance.expand(count, -1), codes)
         features = tuple(f.expand(count, -1, -1, -1) for f in source.features)
@@ -379,12 +387,9 @@ class Generator(nn.Module):
         last: EqualLinear = self.encoder.motion[-1]  # pyright: ignore[reportAssignmentType]
         last.rotate(rotation)
 
-    def _check(self, image: Tensor) -> None:
-        if image.ndim != 4 or image.shape[1:] != (3, self.size, self.size):
-            raise ValueError(
-                f"images have shape {tuple(image.shape)}: this network takes "
-                f"(B, 3, {self.size}, {self.size})"
-            )
+    def pose_distance(self, source: Source, codes: Tensor) -> Tensor:
+        """How unlike the source's pose the magnitudes (T, N) are, (T,)."""
+        return (codes - source.codes).square().sum(dim=1)
 
 
 def matches(keys: Iterable[str]) -> bool:

@@ -17,16 +17,28 @@ def warp(features: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
     )
 
 
+def identity_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """Coordinates of every pixel centre, x first, as `align_corners=True` counts them.
+
+    Args:
+        height: H.
+        width: W.
+        like: Gives device and precision.
+
+    Returns:
+        (2, H, W), from -1 to 1.
+    """
+    x, y = (torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype) for n in (width, height))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
 def flow(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, 3, H, W) to the grid (B, 2, H, W) and the mask (B, 1, H, W) that they mean.
 
     The grid is that of pixel centres plus a displacement, tanh of the first two; the mask is the
     sigmoid of the third.
     """
-    height, width = logits.shape[-2:]
-    y = torch.linspace(-1, 1, height, device=logits.device, dtype=logits.dtype)
-    x = torch.linspace(-1, 1, width, device=logits.device, dtype=logits.dtype)
-    grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    grid = logits[:, :2].tanh() + identity_grid(*logits.shape[-2:], like=logits)
     return grid, logits[:, 2:].sigmoid()
 
 

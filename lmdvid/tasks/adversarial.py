@@ -1,7 +1,7 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -35,7 +35,7 @@ class AdversarialTask(L.LightningModule):
     Args:
         generator: What is trained and averaged. Its `config` holds its constructor's arguments.
         discriminator: Samples to logits (B, 1), or to several of them by name where it is several
-            discriminators; their losses, and their penalties, are summed.
+            discriminators; their losses, and their penalties, are summed. None trains without.
         lr: Adam's learning rate before the scaling below.
         betas: Adam's betas before the scaling below.
         generator_every: Adam's settings of the generator are scaled by c = k / (k + 1), as if a
@@ -49,10 +49,13 @@ class AdversarialTask(L.LightningModule):
         discriminator_first: Let the discriminator step first; else the generator does.
     """
 
+    generator_loss = staticmethod(losses.generator_loss)
+    discriminator_loss = staticmethod(losses.discriminator_loss)
+
     def __init__(
         self,
         generator: nn.Module,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         lr: float,
         betas: tuple[float, float],
         generator_every: int,
@@ -65,7 +68,8 @@ class AdversarialTask(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.generator = generator
-        self.discriminator = discriminator
+        # Without one it is never asked.
+        self.discriminator = cast(nn.Module, discriminator)
         self.generator_ema = ExponentialMovingAverage(generator, ema)
         self.lr = lr
         self.betas = betas
@@ -89,12 +93,20 @@ class AdversarialTask(L.LightningModule):
         """The discriminator's logits of fake or real samples; a task may tell it more."""
         return self.discriminator(samples)
 
+    def adversarial_terms(self, fake: Tensor, real: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The generator's losses against the discriminator, by name."""
+        return {
+            f"adversarial{name}": self.adversarial * self.generator_loss(logits)
+            for name, logits in self._judge(fake, batch).items()
+        }
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the generator and one of the discriminator, on the same samples."""
-        generator, discriminator = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        generator, discriminator = self._both_optimizers()
         # Lightning counts every optimiser's steps in `global_step`, which would double max_steps
         # and every period (Lightning issue 17958). The loop resets the hooks at each batch.
-        discriminator._on_before_step = discriminator._on_after_step = lambda: None
+        if discriminator is not None:
+            discriminator._on_before_step = discriminator._on_after_step = lambda: None
         penalised = self.r1 > 0 and self.global_step % max(1, self.discriminator_every) == 0
 
         with self.toggled_optimizer(generator):
@@ -103,8 +115,7 @@ class AdversarialTask(L.LightningModule):
             self._discriminator_step(discriminator, fake.detach(), real, batch, penalised)
         with self.toggled_optimizer(generator):
             if self.adversarial > 0:
-                for name, logits in self._judge(fake, batch).items():
-                    terms[f"adversarial{name}"] = self.adversarial * losses.generator_loss(logits)
+                terms |= self.adversarial_terms(fake, real, batch)
             self._descend(generator, terms, batch)
         for module in self.generator.modules():
             if isinstance(module, LatentNavigator):
@@ -124,7 +135,7 @@ class AdversarialTask(L.LightningModule):
             real = real.detach().requires_grad_(penalised)
             real_logits, fake_logits = self._judge(real, batch), self._judge(fake, batch)
             terms = {
-                f"adversarial{name}": losses.discriminator_loss(logits, fake_logits[name])
+                f"adversarial{name}": self.discriminator_loss(logits, fake_logits[name])
                 for name, logits in real_logits.items()
             }
             if penalised:
@@ -133,6 +144,10 @@ class AdversarialTask(L.LightningModule):
                     terms[f"r1{name}"] = penalty * max(1, self.discriminator_every)
             self._descend(optimizer, terms, batch)
         self._log_terms("discriminator", terms)
+
+    def _both_optimizers(self) -> tuple[Any, Any]:
+        optimizers = self.optimizers()
+        return tuple(optimizers) if isinstance(optimizers, list) else (optimizers, None)  # pyright: ignore[reportReturnType]
 
     def _judge(self, samples: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Logits by the discriminator's name, as it follows the name of a loss."""
@@ -143,10 +158,10 @@ class AdversarialTask(L.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam twice, with StyleGAN2's scaling for lazy regularisation."""
-        return [
-            self._adam(self.generator, self.generator_every),
-            self._adam(self.discriminator, self.discriminator_every),
-        ]
+        optimizers = [self._adam(self.generator, self.generator_every)]
+        if self.discriminator is not None:
+            optimizers.append(self._adam(self.discriminator, self.discriminator_every))
+        return optimizers
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; lay the weights out as tensor cores want them."""

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import (
 from lmdvid import losses
 from lmdvid.animate import AnimationNetwork
 from lmdvid.losses import PerceptualLoss
+from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
 
@@ -43,7 +44,7 @@ class AnimationTask(AdversarialTask):
     def __init__(
         self,
         generator: nn.Module,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         lr: float,
         betas: tuple[float, float],
         generator_every: int,
@@ -71,6 +72,7 @@ class AnimationTask(AdversarialTask):
         self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
         self._perceptual_terms = (perceptual_scales, perceptual_weight)
         self.perceptual: PerceptualLoss | None = None
+        self.mode: Mode = "absolute"
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; load what only training needs."""
@@ -81,7 +83,7 @@ class AnimationTask(AdversarialTask):
                 self.perceptual = PerceptualLoss(features, *self._perceptual_terms).to(self.device)
 
     def forward(self, source: Tensor, driving: Tensor) -> Tensor:
-        """Move pictures by clips with the averaged generator, absolute mode.
+        """Move pictures by clips with the averaged generator, in the task's `mode`.
 
         Args:
             source: (B, 3, H, W) in [-1, 1].
@@ -90,17 +92,28 @@ class AnimationTask(AdversarialTask):
         Returns:
             (B, T, 3, H, W) clamped to [-1, 1].
         """
+        return self._show(source, driving, same=False)
+
+    def _show(self, source: Tensor, driving: Tensor, same: bool) -> Tensor:
         network = cast(AnimationNetwork, self.generator_ema.network)
         videos = []
         for picture, clip in zip(source, driving, strict=True):
             encoded = network.encode_source(picture[None])
             # A few frames at a time, so that a whole clip needs no more memory than a short one.
-            parts = [
-                network.render(encoded, network.encode_motion(frames), None, "absolute")
-                for frames in clip.split(8)
-            ]
+            parts = [self.render(network, encoded, frames, same) for frames in clip.split(8)]
             videos.append(torch.cat(parts))
         return torch.stack(videos).float().clamp(-1, 1)
+
+    def render(self, network: Any, source: Any, frames: Tensor, same: bool) -> Tensor:
+        """Show a source in the poses of frames (T, 3, H, W).
+
+        Args:
+            network: The averaged generator.
+            source: What it made of the picture.
+            frames: The driving frames.
+            same: Whether they are of the source's own clip, so that nothing but the pose differs.
+        """
+        return network.render(source, network.encode_motion(frames), None, self.mode)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score held-out clips; return the panels of a sample video, and what protocols compare."""
@@ -129,7 +142,7 @@ class AnimationTask(AdversarialTask):
         """
         video = batch["video"]
         source = video[:, 0]
-        result = self(source, video)
+        result = self._show(source, video, same=True)
         scores = reconstruction_scores(result[:, 1:], video[:, 1:], source)
         panels = {"source": source, "driving": video, "result": result}
         compared = {"own": (result, video)}
