@@ -7,7 +7,7 @@ AVD network. Then all show held-out identities: themselves (each clip rebuilt fr
 and in another identity's motion, whose truth is drawn. Writes benchmarks/results/comparison.json
 with the curves of training, the table in docs/comparison.md, the still docs/comparison.png and
 out/comparison.mp4: driving | LIA | FOMM | MRAA | truth. Killed and started again, it goes on. About
-50 minutes on two cores.
+50 minutes on two cores; OMP_NUM_THREADS=1 keeps each training to one of them.
 """
 
 import csv
@@ -187,8 +187,8 @@ def table(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"{result['minutes']:g} minutes of training each, {machine['cores']} cores of "
-        f"{machine['processor']}, torch {result['versions']['torch']}, {result['date']}; "
+        f"{result['minutes']:g} minutes of training each on {machine['threads']} of "
+        f"{machine['cores']} cores, {machine['processor']}, torch {result['versions']['torch']}, {result['date']}; "
         f"{result['clips']} held-out identities, {result['frames']} frames each, 64 px.",
     ]
     return "\n".join(lines)
@@ -200,7 +200,12 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "comparison",
         "date": date.today().isoformat(),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "gpu": None},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": None,
+        },
         "versions": {p: version(p) for p in ("lmdvid", "torch", "lightning", "numpy")}
         | {"python": platform.python_version()},
         "minutes": minutes,
