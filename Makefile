@@ -5,7 +5,7 @@ TORCH  ?= $(or $(shell cat .venv/torch 2>/dev/null),$(shell grep '^torch==' cons
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo gallery test check bench clean FORCE
+.PHONY: help install demo gallery comparison test check bench clean FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -21,8 +21,8 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	@echo '$(TORCH)' >> .venv/constraints.txt
+	@{ grep -Fxq '$(TORCH)' constraints.txt && cat constraints.txt || \
+		{ grep -vE '^(torch|triton)==' constraints.txt; echo '$(TORCH)'; }; } > .venv/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	@touch $@
@@ -35,6 +35,9 @@ gallery: install  ## train InMoDeGAN on puppets (under an hour), show all ways t
 	$(BIN)/lightning fit --config experiments/inmodegan_puppets.yaml --ckpt_path last
 	$(BIN)/python docs/gallery.py
 
+comparison: install  ## train LIA, FOMM and MRAA on puppets (12 minutes each), compare them
+	$(BIN)/python benchmarks/comparison.py
+
 test: install  ## run the tests, in two processes
 	$(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
@@ -45,7 +48,7 @@ check: install  ## lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: install  ## time what the documents claim; results as JSON under benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || echo "$$script did not finish"; done
+	for script in $(filter-out %/comparison.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || echo "$$script did not finish"; done
 
 clean:  ## remove what training and the demo wrote (not .venv, not data/)
 	rm -rf runs out

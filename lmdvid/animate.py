@@ -4,9 +4,9 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -36,6 +36,8 @@ from lmdvid.video.overlap import read_ahead, write_behind
 
 T = TypeVar("T")
 Paths = str | Path | Sequence[str | Path]
+Reference = int | Literal["best"]
+_COUNTED: tuple[Mode, ...] = ("relative", "adaptive")  # modes that count motion from a reference
 Column = tuple[Tensor, tuple[Tensor, ...]]
 """A driving frame uint8 (size, size, 3), and what each source became, float (3, size, size)."""
 
@@ -49,16 +51,40 @@ class AnimationNetwork(Protocol):
 
     size: int
 
-    def encode_source(self, image: Tensor):
-        """What is computed once for a picture (1, 3, size, size) in [-1, 1]."""
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """How it can move a picture."""
+        ...
+
+    @property
+    def directions(self) -> int:
+        """Motion directions, which can be chosen one by one; 0 where codes are something else."""
+        ...
+
+    def encode_source(self, image: Tensor) -> Any:
+        """What is computed once for a picture (1, 3, size, size) in [-1, 1]; its codes in `codes`.
+
+        It is a dataclass.
+        """
         ...
 
     def encode_motion(self, frames: Tensor) -> Tensor:
         """Codes (T, ...) of driving frames (T, 3, size, size) in [-1, 1]."""
         ...
 
-    def render(self, source, codes: Tensor, reference: Tensor | None, mode: Mode) -> Tensor:
+    def render(
+        self,
+        source,
+        codes: Tensor,
+        reference: Tensor | None,
+        mode: Mode,
+        magnitude: float = 1.0,
+    ) -> Tensor:
         """The source in the poses of the codes, (T, 3, size, size)."""
+        ...
+
+    def pose_distance(self, source, codes: Tensor) -> Tensor:
+        """How unlike the source's pose the codes are, (T,)."""
         ...
 
 
@@ -67,8 +93,9 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
-            On a CPU its weights are laid out channels last, which changes no value and is faster,
-            and what convolutions make of them is kept: it takes about as much memory again.
+            On a CPU or an NVIDIA GPU its weights are laid out channels last, which changes no value
+            and is faster; what a CPU's convolutions make of them is kept: it takes about as much
+            memory again.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
             bfloat16 on a CPU with instructions for it, and float32 everywhere else.
         batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
@@ -84,7 +111,7 @@ class Animator:
         if batch_size is not None and batch_size < 1:
             raise AnimationError(f"batch_size={batch_size}: choose 1 or more")
         self.device = next(network.parameters()).device
-        if self.device.type == "cpu":
+        if self.device.type in ("cpu", "cuda"):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype or inference_dtype(self.device)
@@ -104,7 +131,8 @@ class Animator:
         """Load a converted folder or a training checkpoint (its averaged generator).
 
         Args:
-            path: Folder with `config.json` and `model.safetensors`, or a `.ckpt` file.
+            path: Folder with `config.json` and `model.safetensors`, a `.ckpt` file, or the name of
+                a network that is installed with the program: `puppets`.
             device: `cpu`, `cuda`, `mps`, ...
             dtype: See `Animator`.
             batch_size: Driving frames per pass; see `Animator`.
@@ -130,29 +158,41 @@ class Animator:
         mode: Mode = "relative",
         absolute_directions: Sequence[int] = (),
         magnitude: float = 1.0,
+        edit: Mapping[int, float] | None = None,
+        reference: Reference = 0,
     ) -> Tensor:
         """Move a picture with a clip.
 
         With magnitudes a(x_s) of the source, a(x_t) of driving frame t, and the factor m, the
         source is shown at a(x_s) + m (a(x_t) - a(x_1)) in mode `relative`, at m a(x_t) in mode
-        `absolute`. The directions are orthogonal, so that each can have a mode of its own.
+        `absolute`. The directions are orthogonal, so that each can have a mode of its own. Networks
+        that move keypoints do the like with them, see their `render`.
 
         Args:
             source: (3, size, size) in [-1, 1].
             driving: (T, 3, size, size) in [-1, 1].
             mode: `relative` starts from the source's pose and applies the driving video's change
-                since its first frame; `absolute` takes the driving poses as they are.
+                since its first frame; `adaptive`, for keypoints, as much larger as the source is;
+                `absolute` takes the driving poses as they are; `avd`, for MRAA, takes them in the
+                source's shape.
             absolute_directions: Directions, counted from 0, that are absolute in mode `relative`.
             magnitude: The factor m: 1 copies the motion, 2 doubles it, 0 leaves in mode `relative`
                 the source as it is and in mode `absolute` shows it in the pose without motion.
+            edit: Magnitudes by direction, counted from 0, that are added throughout, in either
+                mode: the source is edited before it moves.
+            reference: Number of the driving frame, instead of the first, since which change is
+                counted, or `best` for the one whose pose is most like the source's.
 
         Returns:
             (T, 3, size, size) float32, unclamped.
         """
         if not len(driving):
             raise AnimationError("the driving clip has no frames")
-        frames = self.stream(source, driving, mode, absolute_directions, magnitude)
-        return torch.stack(list(frames))
+        self._check_motion(mode, absolute_directions, magnitude, edit or {}, reference)
+        subjects = [self._subject(source, absolute_directions, edit or {})]
+        references = self._references(subjects, driving, reference)
+        frames = self._stream(subjects, driving, mode, magnitude, references)
+        return torch.stack([made for (made,) in frames])
 
     def stream(
         self,
@@ -161,6 +201,7 @@ class Animator:
         mode: Mode = "relative",
         absolute_directions: Sequence[int] = (),
         magnitude: float = 1.0,
+        edit: Mapping[int, float] | None = None,
     ) -> Iterator[Tensor]:
         """Move a picture with frames as they come.
 
@@ -170,6 +211,7 @@ class Animator:
             mode: See `animate`.
             absolute_directions: See `animate`.
             magnitude: See `animate`.
+            edit: See `animate`.
 
         Returns:
             An iterator over a frame (3, size, size) float32, unclamped, for each driving frame.
@@ -177,8 +219,9 @@ class Animator:
         Raises:
             AnimationError: For a wrong shape, mode, direction or magnitude.
         """
-        _check_motion(mode, absolute_directions, magnitude)
-        subject = self._subject(source, absolute_directions)
+        edit = edit or {}
+        self._check_motion(mode, absolute_directions, magnitude, edit)
+        subject = self._subject(source, absolute_directions, edit)
         return (made for (made,) in self._stream([subject], frames, mode, magnitude))
 
     @contextmanager
@@ -188,7 +231,9 @@ class Animator:
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
             yield
 
-    def _subject(self, source: Tensor, absolute_directions: Sequence[int]) -> "_Subject":
+    def _subject(
+        self, source: Tensor, absolute_directions: Sequence[int], edit: Mapping[int, float]
+    ) -> "_Subject":
         if source.shape != (3, self.size, self.size):
             raise AnimationError(
                 f"source has shape {tuple(source.shape)}: this network takes "
@@ -197,41 +242,121 @@ class Animator:
         with self._inference():
             image = source[None].to(self.device)
             encoded = self.network.encode_source(image)
-            if not absolute_directions:
-                return _Subject(encoded)
-            codes = self.network.encode_motion(image)
-        for direction in absolute_directions:
-            if not 0 <= direction < codes.shape[-1]:
-                raise AnimationError(
-                    f"no direction {direction}: this network has {codes.shape[-1]}, "
-                    f"counted from 0 to {codes.shape[-1] - 1}"
-                )
-        return _Subject(encoded, codes, list(absolute_directions))
+            for direction in (*absolute_directions, *edit):
+                if not 0 <= direction < self.network.directions:
+                    raise AnimationError(
+                        f"no direction {direction}: this network has {self.network.directions}, "
+                        f"counted from 0 to {self.network.directions - 1}"
+                    )
+            if edit:
+                delta = torch.zeros_like(encoded.codes[0])
+                delta[list(edit)] = torch.tensor(list(edit.values())).to(delta)
+                encoded = self.network.edit_source(encoded, delta)  # pyright: ignore[reportAttributeAccessIssue]
+        return _Subject.of(encoded, absolute_directions)
 
     def _stream(
-        self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], mode: Mode, magnitude: float
+        self,
+        subjects: "Sequence[_Subject]",
+        frames: Iterable[Tensor],
+        mode: Mode,
+        magnitude: float,
+        references: Sequence[Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Each subject moved by each frame, which is encoded once for all of them."""
+        """Each subject moved by each frame, which is encoded once for all of them.
 
-        def encode(part: Tensor) -> Tensor:
-            with self._inference():
-                return self.network.encode_motion(part.to(self.device))
+        Without `references`, a code (1, ...) for each subject, motion is counted from the first
+        frame.
+        """
 
         def render(codes: Tensor) -> list[Tensor]:
             with self._inference():
                 return [
-                    self.network.render(s.encoded, codes, reference, mode).float()
-                    for s, reference in zip(subjects, references, strict=True)
+                    self.network.render(
+                        s.encoded, codes, s.reference(reference), mode, magnitude
+                    ).float()
+                    for s, reference in zip(subjects, known, strict=True)
                 ]
 
-        references: list[Tensor] = []
+        known = list(references or ())
+        for parts in self._encoded(frames):
+            known = known or [parts[0][:1]] * len(subjects)
+            for made in at_once(render, parts):
+                yield from zip(*made, strict=True)
+
+    def _encoded(self, frames: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Codes of frames, a batch at a time in as many parts as are computed at once."""
+
+        def encode(part: Tensor) -> Tensor:
+            with self._inference():
+                if self.device.type == "cuda" and not part.is_cuda:
+                    part = part.pin_memory()  # from there it is copied while the GPU computes
+                return self.network.encode_motion(part.to(self.device, non_blocking=True))
+
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            parts = torch.stack(batch).chunk(self._parts())
-            codes = magnitude * torch.cat(at_once(encode, parts))
-            references = references or [s.reference(codes[:1]) for s in subjects]
-            for made in at_once(render, codes.split([len(part) for part in parts])):
-                yield from zip(*made, strict=True)
+            yield at_once(encode, torch.stack(batch).chunk(self._parts()))
+
+    def _references(
+        self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], which: Reference
+    ) -> list[Tensor] | None:
+        """The codes (1, ...) from which each subject's motion is counted; None is the first's."""
+        if which == 0:
+            return None
+        if which != "best":
+            frames = itertools.islice(frames, which, which + 1)
+        nearest = [(math.inf, torch.empty(0))] * len(subjects)
+        for parts in self._encoded(frames):
+            codes = torch.cat(parts)
+            for i, subject in enumerate(subjects):
+                distance, place = self.network.pose_distance(subject.encoded, codes).min(dim=0)
+                if float(distance) < nearest[i][0]:
+                    nearest[i] = float(distance), codes[place : place + 1]
+        if nearest[0][0] == math.inf:
+            raise AnimationError(f"there is no driving frame {which}, counted from 0")
+        return [code for _, code in nearest]
+
+    def _check_motion(
+        self,
+        mode: Mode,
+        absolute_directions: Sequence[int],
+        magnitude: float,
+        edit: Mapping[int, float],
+        reference: Reference = 0,
+    ) -> None:
+        network = self.network
+        if mode not in network.modes:
+            raise AnimationError(
+                f"mode={mode!r}: choose {' or '.join(map(repr, network.modes))}, which this "
+                "network has"
+            )
+        if (absolute_directions or edit) and not network.directions:
+            raise AnimationError(
+                f"the {type(network).__module__.rpartition('.')[2]} network has no motion "
+                "directions: leave the edit and absolute directions out"
+            )
+        if mode == "absolute" and absolute_directions:
+            raise AnimationError(
+                "in mode absolute every direction is absolute: leave absolute directions out, or "
+                "choose mode relative for the others"
+            )
+        if not math.isfinite(magnitude):
+            raise AnimationError(f"magnitude={magnitude}: choose a finite number, such as 1.5")
+        if magnitude != 1 and mode not in _COUNTED and not network.directions:
+            raise AnimationError(
+                f"in mode {mode} keypoints are places, of which there is no multiple: leave the "
+                "magnitude out, or choose mode relative"
+            )
+        for direction, value in edit.items():
+            if not math.isfinite(value):
+                raise AnimationError(
+                    f"direction {direction} is set to {value}: choose a finite number"
+                )
+        if reference != "best" and reference < 0:
+            raise AnimationError(f"reference={reference}: choose a frame, counted from 0, or best")
+        if reference != 0 and mode not in _COUNTED:
+            raise AnimationError(
+                f"mode {mode} counts from no reference: leave it out, or choose mode relative"
+            )
 
     def _parts(self) -> int:
         """Into how many parts a batch is divided, which are computed at the same time."""
@@ -253,6 +378,8 @@ class Animator:
         crop: Crop = None,
         driving_crop: Crop = None,
         paste_back: bool = False,
+        edit: Mapping[int, float] | None = None,
+        reference: Reference = 0,
     ) -> Path:
         """Move the picture in a file with the video in another, in bounded memory.
 
@@ -282,6 +409,9 @@ class Animator:
                 the box stays where it is.
             paste_back: Show the whole source picture in its own size, with the result where the
                 part was that the network saw, its edge feathered.
+            edit: See `animate`; of all sources.
+            reference: See `animate`; any but the first is looked for before, in a reading of the
+                driving of its own.
 
         Returns:
             The path written. The number of frames and the times at which they are shown are the
@@ -292,7 +422,7 @@ class Animator:
             FramingError: If a box does not lie in its picture, or a face cannot be found.
             AnimationError: If the output's suffix, or the mode for this input, makes no sense.
         """
-        output = Path(output)
+        output, edit = Path(output), edit or {}
         sources, drivings = _listed(source, "source"), _listed(driving, "driving")
         grid = len(sources) > 1 or len(drivings) > 1
         infos = [probe(path) for path in drivings]
@@ -300,7 +430,7 @@ class Animator:
         _check_overwriting(output, [*sources, *drivings])
         modes: list[Mode] = [_mode_for(info, mode, absolute_directions) for info in infos]
         for chosen in modes:
-            _check_motion(chosen, absolute_directions, magnitude)
+            self._check_motion(chosen, absolute_directions, magnitude, edit, reference)
 
         pictures = [_first(path) for path in sources]
         framings = [
@@ -311,7 +441,7 @@ class Animator:
             Framing.choose(path, _first(path), driving_crop, fit, self.size) for path in drivings
         ]
         faces = [framing(picture) for framing, picture in zip(framings, pictures, strict=True)]
-        subjects = [self._subject(to_float(face), absolute_directions) for face in faces]
+        subjects = [self._subject(to_float(face), absolute_directions, edit) for face in faces]
         if paste_back:
             layout = _pasted_back(PasteBack(pictures[0], framings[0]))
         elif grid:
@@ -327,7 +457,10 @@ class Animator:
             for path, view, pace, chosen in zip(drivings, views, paces, modes, strict=True):
                 frames = _seen(stream_frames(path), view)
                 frames = running.enter_context(read_ahead(frames))
-                columns.append(self._column(subjects, _at_pace(frames, pace), chosen, magnitude))
+                looked_at = (to_float(view(frame)) for frame in stream_frames(path))
+                references = self._references(subjects, looked_at, reference)
+                paced = _at_pace(frames, pace)
+                columns.append(self._column(subjects, paced, chosen, magnitude, references))
             moments = _together(columns)
             if progress:
                 title = f"animate ({self.device.type}, {str(self.dtype).removeprefix('torch.')})"
@@ -352,10 +485,16 @@ class Animator:
         return output
 
     def _column(
-        self, subjects: "Sequence[_Subject]", frames: Iterator[Tensor], mode: Mode, magnitude: float
+        self,
+        subjects: "Sequence[_Subject]",
+        frames: Iterator[Tensor],
+        mode: Mode,
+        magnitude: float,
+        references: Sequence[Tensor] | None,
     ) -> Iterator[Column]:
         frames, shown = itertools.tee(frames)
-        made = self._stream(subjects, (to_float(frame) for frame in frames), mode, magnitude)
+        floats = (to_float(frame) for frame in frames)
+        made = self._stream(subjects, floats, mode, magnitude, references)
         return zip(shown, made, strict=True)
 
 
@@ -378,6 +517,8 @@ def animate_file(
     crop: Crop = None,
     driving_crop: Crop = None,
     paste_back: bool = False,
+    edit: Mapping[int, float] | None = None,
+    reference: Reference = 0,
 ) -> Path:
     """Load a checkpoint and move pictures: what `lmdvid animate` does.
 
@@ -400,6 +541,8 @@ def animate_file(
         crop=crop,
         driving_crop=driving_crop,
         paste_back=paste_back,
+        edit=edit,
+        reference=reference,
     )
 
 
@@ -408,37 +551,30 @@ class _Subject:
     """A picture that is going to move: what the network made of it, and its absolute directions."""
 
     encoded: Any
-    codes: Tensor | None = None
     directions: Sequence[int] = ()
 
-    def reference(self, first: Tensor) -> Tensor:
-        """What the driver's magnitudes are counted from: those of its first frame.
+    @classmethod
+    def of(cls, encoded: Any, directions: Sequence[int]) -> "_Subject":
+        """In absolute directions motion starts from 0, not from the picture's own magnitudes."""
+        if directions:
+            codes = encoded.codes.clone()
+            codes[:, list(directions)] = 0
+            encoded = replace(encoded, codes=codes)
+        return cls(encoded, list(directions))
 
-        In absolute directions it is the subject's own: a(x_s) + a(x_t) - a(x_s) is a(x_t).
-        """
-        if self.codes is None:
-            return first
-        reference = first.clone()
-        reference[:, self.directions] = self.codes[:, self.directions]
-        return reference
-
-
-def _check_motion(mode: Mode, absolute_directions: Sequence[int], magnitude: float) -> None:
-    if mode not in ("relative", "absolute"):
-        raise AnimationError(f"mode={mode!r}: choose 'relative' or 'absolute'")
-    if mode == "absolute" and absolute_directions:
-        raise AnimationError(
-            "in mode absolute every direction is absolute: leave absolute directions out, or "
-            "choose mode relative for the others"
-        )
-    if not math.isfinite(magnitude):
-        raise AnimationError(f"magnitude={magnitude}: choose a finite number, such as 1.5")
+    def reference(self, codes: Tensor) -> Tensor:
+        """What the driver's magnitudes are counted from: in absolute directions, from 0."""
+        if not self.directions:
+            return codes
+        codes = codes.clone()
+        codes[:, self.directions] = 0
+        return codes
 
 
 def _mode_for(info: VideoInfo, mode: Mode | None, absolute_directions: Sequence[int]) -> Mode:
     if info.kind != "image" or absolute_directions:
         return mode or "relative"
-    if mode == "relative":
+    if mode in _COUNTED:
         raise AnimationError(
             "one driving picture holds no motion relative to itself: use mode absolute"
         )

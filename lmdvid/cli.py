@@ -144,7 +144,7 @@ def _program() -> str:
 
 def _overview(prog: str) -> str:
     others = {name: commands.load(name).HELP for name in commands.names()}
-    lines = "\n".join(f"  {name:<9} {text}" for name, text in (TRAINING | others).items())
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in (TRAINING | others).items())
     return (
         f"usage: {prog} <command> [options]\n\n{lines}\n\n"
         f"  {prog} fit --config experiments/lia_puppets.yaml    trains without data of your own\n"

@@ -137,7 +137,7 @@ def _face_box(path: str | Path, picture: Tensor) -> Box:
             "finding faces needs OpenCV 4: pip install 'opencv-python-headless<5', "
             "or give the box as x,y,width,height"
         ) from None
-    detector = cascade(f"{cv2.data.haarcascades}haarcascade_frontalface_alt2.xml")
+    detector = cascade(f"{cv2.data.haarcascades}haarcascade_frontalface_alt2.xml")  # pyright: ignore[reportAttributeAccessIssue]
     grey = cv2.cvtColor(picture.numpy(), cv2.COLOR_RGB2GRAY)
     smallest = max(24, min(grey.shape) // 12)
     faces = detector.detectMultiScale(

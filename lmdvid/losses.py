@@ -1,6 +1,5 @@
 """What the networks are trained with: adversarial, reconstruction, perceptual, sparsity."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmdvid.networks.features import FrozenFeatures
+from lmdvid.ops.shrink import shrink
 
 SCALES = (1, 1 / 2, 1 / 4, 1 / 8)
 
@@ -34,6 +34,26 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """
     real = F.softplus(-_at_least_float32(real_logits)).mean()
     return real + F.softplus(_at_least_float32(fake_logits)).mean()
+
+
+def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Mean (1 - D(fake))^2 (LSGAN, Mao et al., 2017).
+
+    Args:
+        fake_scores: Discriminator's scores of generated images, any shape; 1 is real.
+    """
+    return (1 - _at_least_float32(fake_scores)).square().mean()
+
+
+def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Mean (1 - D(real))^2 + mean D(fake)^2 (LSGAN).
+
+    Args:
+        real_scores: Scores of real images, any shape.
+        fake_scores: Scores of generated images, computed from detached images.
+    """
+    real = (1 - _at_least_float32(real_scores)).square().mean()
+    return real + _at_least_float32(fake_scores).square().mean()
 
 
 def r1_penalty(real_images: Tensor, real_logits: Tensor, gamma: float = 10.0) -> Tensor:
@@ -79,8 +99,7 @@ def sparsity(magnitudes: Tensor) -> Tensor:
 def image_pyramid(images: Tensor, scales: Sequence[float] = SCALES) -> list[Tensor]:
     """Blurred and sub-sampled copies of `images`, as FOMM and LIA make them for their losses.
 
-    For scale s: a Gaussian of sigma = (1/s - 1) / 2 and 2 round(4 sigma) + 1 taps, zero padding,
-    then every (1/s)-th pixel beginning with the first. Scale 1 is the input itself.
+    For scale s they are shrunk by 1/s, see `shrink`. Scale 1 is the input itself.
 
     Args:
         images: (B, C, H, W) float.
@@ -93,33 +112,14 @@ def image_pyramid(images: Tensor, scales: Sequence[float] = SCALES) -> list[Tens
         ValueError: A scale is not the inverse of a whole number.
     """
     images = _at_least_float32(images)
-    with torch.autocast(images.device.type, enabled=False):
-        return [_shrink(images, scale) for scale in scales]
+    return [shrink(images, _factor(scale)) for scale in scales]
 
 
-def _shrink(images: Tensor, scale: float) -> Tensor:
+def _factor(scale: float) -> int:
     factor = round(1 / scale) if scale > 0 else 0
     if factor < 1 or abs(factor * scale - 1) > 1e-6:
         raise ValueError(f"scale is {scale}; possible are 1, 1/2, 1/3, ... (1 / whole number)")
-    if factor == 1:
-        return images
-    rows, columns = (_blur(size, factor, images) for size in images.shape[-2:])
-    return rows @ images @ columns.T
-
-
-def _blur(size: int, factor: int, like: Tensor) -> Tensor:
-    """Matrix (ceil(size / factor), size) that blurs and sub-samples along one axis.
-
-    On a CPU ten times as fast as two 1-D convolutions at 64 px, half again at 256 px, half as
-    fast at 512 px, where the network it feeds takes all the time anyway.
-    """
-    sigma = (factor - 1) / 2
-    radius = round(4 * sigma)
-    centres = torch.arange(0, size, factor, dtype=like.dtype, device=like.device)
-    offsets = torch.arange(size, dtype=like.dtype, device=like.device) - centres[:, None]
-    weights = torch.exp(-offsets.square() / (2 * sigma**2)) * (offsets.abs() <= radius)
-    total = sum(math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(-radius, radius + 1))
-    return weights / total
+    return factor
 
 
 class PerceptualLoss(nn.Module):

@@ -47,7 +47,7 @@ class LatentNavigator(nn.Module):
             raise ValueError(f"orthogonal={orthogonal!r}: choose 'qr', 'polar' or 'svd'")
         self.dim = dim
         self.directions = directions
-        self.orthogonal = orthogonal
+        self.orthogonal: Orthogonal = orthogonal
         self.weight = nn.Parameter(torch.randn(dim, directions))
         if orthogonal == "svd":
             self.register_buffer("signs", self._left_singular_vectors(self.weight.detach()))
@@ -125,10 +125,37 @@ class LatentNavigator(nn.Module):
             steps = steps.cumsum(dim=1)
         return w0[:, None] + steps
 
+    @torch.no_grad()
+    def rotated(self, rotation: Tensor) -> "LatentNavigator":
+        """A navigator of the same span, with the directions d'_j = sum_i Q_ij d_i.
+
+        Its weight is the basis itself, which every way of making it orthonormal but `svd` gives
+        back unchanged; `svd` becomes `polar`. Magnitudes alpha Q walk there where alpha does here.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it has another shape or is not orthogonal.
+        """
+        q = rotation.double().to(self.weight.device)
+        square = q.shape == (self.directions, self.directions)
+        if not square or not torch.allclose(q.T @ q, torch.eye(len(q)).to(q), atol=1e-4):
+            raise ValueError(
+                f"rotation of shape {tuple(rotation.shape)} is no orthogonal matrix of "
+                f"{self.directions} directions"
+            )
+        orthogonal: Orthogonal = "polar" if self.orthogonal == "svd" else self.orthogonal
+        other = LatentNavigator(self.dim, self.directions, orthogonal).to(self.weight)
+        other.weight.copy_(self.basis().double().T @ q)
+        return other.train(self.training).requires_grad_(self.weight.requires_grad)
+
     def _orthonormal(self) -> Tensor:
         weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         with torch.autocast(weight.device.type, enabled=False):
             if self.orthogonal == "qr":
+                if weight.is_cuda and weight.dtype == torch.float32:
+                    return _gram_schmidt(weight).T
                 q, r = torch.linalg.qr(weight)
                 # Householder's signs flip between two optimiser steps; a positive diagonal is
                 # Gram-Schmidt's, which is unique and therefore continuous.
@@ -185,6 +212,21 @@ def _product(vectors: Tensor, matrix: Tensor) -> Tensor:
             # TF32, where it is switched on, would keep 10 bits of these few numbers.
             return (vectors.double() @ matrix.double()).to(matrix.dtype)
         return vectors.to(matrix.dtype) @ matrix
+
+
+def _gram_schmidt(weight: Tensor) -> Tensor:
+    """The QR with a positive diagonal, from the Cholesky factor of the small Gram matrix.
+
+    W = QR gives W^T W = R^T R, and the Cholesky factor's diagonal is positive. A handful of small
+    steps that the host need not wait for, where Householder's are hundreds on a GPU. The Gram
+    matrix squares the condition number, which float64 makes up for: of float32 weights the basis
+    is nearer to the exact one than float32's Householder. Linearly dependent columns give NaN.
+    """
+    exact = weight.double()
+    factor, info = torch.linalg.cholesky_ex(exact.T @ exact)
+    factor = factor.where(info == 0, float("nan"))
+    q = torch.linalg.solve_triangular(factor.T, exact, upper=True, left=False)
+    return q.to(weight.dtype)
 
 
 class _Polar(torch.autograd.Function):

@@ -5,6 +5,7 @@ to plain data, and a class is taken by name only from inside `lmdvid.networks`.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import pickle
@@ -16,8 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmdvid import networks
@@ -26,22 +25,43 @@ from lmdvid.networks import WeightsError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+BOX = Path(__file__).parent / "weights"
+"""Networks that are installed with the program, a folder each."""
 
 
 class DeviceError(ValueError):
     """A device is not there."""
 
 
-def save_network(network: nn.Module, folder: str | Path) -> None:
+def in_the_box() -> list[str]:
+    """Names of the networks that are installed with the program."""
+    return sorted(path.parent.name for path in BOX.glob(f"*/{CONFIG_FILE}"))
+
+
+def locate(path: str | Path) -> Path:
+    """The path of a checkpoint, or the folder of a network in the box by its name.
+
+    The name wins over a file or folder of that name: `./puppets` is the latter.
+    """
+    return BOX / path if str(path) in in_the_box() else Path(path)
+
+
+def save_network(network: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a network as `model.safetensors` and `config.json`.
 
     Args:
         network: A network of `lmdvid.networks` with its constructor's arguments in `config`.
         folder: Made where missing; files in it of these names are replaced.
+        dtype: Of floating-point weights in the file; None keeps them as they are. They are loaded
+            as float32 in any case.
     """
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     kind = type(network)
     arguments = dict(network.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if isinstance(navigator := getattr(network, "navigator", None), LatentNavigator):
@@ -53,6 +73,7 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     try:
         save_file(state, weights_part)
         config_part.write_text(json.dumps(config, indent=2) + "\n")
+        weights_part.chmod(config_part.stat().st_mode)  # safetensors lets nobody else read it
         weights_part.replace(folder / WEIGHTS_FILE)
         config_part.replace(folder / CONFIG_FILE)
     finally:
@@ -64,8 +85,8 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     """Load a network for inference.
 
     Args:
-        path: A folder written by `save_network` (or `lmdvid convert`), or a training checkpoint
-            `.ckpt`, whose averaged generator is taken.
+        path: A folder written by `save_network` (or `lmdvid convert`), a training checkpoint
+            `.ckpt`, whose averaged generator is taken, or the name of a network in the box.
         device: Where it goes.
 
     Returns:
@@ -74,7 +95,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     Raises:
         WeightsError: If there is nothing at `path`, or nothing that this program wrote.
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         name, config, state = _read_folder(path)
     elif path.is_file():
@@ -82,7 +103,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
     else:
         raise WeightsError(
             f"no checkpoint at {path}: give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
-            "or a training checkpoint (.ckpt)"
+            f"a training checkpoint (.ckpt), or one in the box: {', '.join(in_the_box()) or 'none'}"
         )
     network = _build(path, name, config)
     try:
@@ -110,18 +131,26 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
-def convert(path: str | Path, folder: str | Path) -> str:
+def convert(
+    path: str | Path,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    preset: str | None = None,
+) -> str:
     """Turn the authors' file, or a training checkpoint, into a folder that `load_network` reads.
 
     Args:
         path: The authors' checkpoint (the system is recognised from its keys) or a `.ckpt`.
         folder: Where `model.safetensors` and `config.json` go.
+        dtype: Of the weights in the file, see `save_network`.
+        preset: What weights cannot tell, by a name of the system's module (its `PRESETS`); None is
+            that of the authors' file itself, where its hash is known, or the system's usual one.
 
     Returns:
         A report: what it is, and every group of entries that was left out.
 
     Raises:
-        WeightsError: If the file is neither.
+        WeightsError: If the file is neither, or the preset is none of its system's.
     """
     path = Path(path)
     content = _load_plain(path)
@@ -136,15 +165,16 @@ def convert(path: str | Path, folder: str | Path) -> str:
     else:
         tensors = dict(_flatten(content))
         module = _recognise(path, tensors)
+        chosen = _preset(path, module, preset)
         try:
-            config, state, dropped = module.from_original(tensors)
+            config, state, dropped = module.from_original(tensors, *chosen)
         except ValueError as error:
             raise WeightsError(f"{path}: {error}") from error
         network = module.Generator(**config)
         network.load_state_dict(state)
         left_out = Counter(_group(key) for key in dropped)
         system = f"the authors' {module.__name__.rpartition('.')[2].upper()} generator"
-    save_network(network, folder)
+    save_network(network, folder, dtype)
     arguments = ", ".join(f"{k}={v}" for k, v in network.config.items())  # pyright: ignore
     count = sum(p.numel() for p in network.parameters())
     lines = [f"{path}: {system}", f"  {arguments}", f"  {count:,} parameters converted"]
@@ -156,6 +186,9 @@ def convert(path: str | Path, folder: str | Path) -> str:
 
 
 def _read_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         description = json.loads((path / CONFIG_FILE).read_text())
         name, config = description["network"], description["config"]
@@ -245,6 +278,21 @@ def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> ModuleType:
     )
 
 
+def _preset(path: Path, module: ModuleType, preset: str | None) -> tuple[str | None, ...]:
+    """The argument that says what weights cannot, for a system that needs one."""
+    presets = getattr(module, "PRESETS", {})
+    if preset is not None and preset not in presets:
+        raise WeightsError(
+            f"{path}: no preset {preset!r} for {module.__name__.rpartition('.')[2]}, which has "
+            f"{', '.join(presets) or 'none'}"
+        )
+    released = getattr(module, "RELEASED", {})
+    if preset is None and released:
+        with path.open("rb") as file:
+            preset = released.get(hashlib.file_digest(file, "sha256").hexdigest())
+    return (preset,) if presets else ()
+
+
 def _flatten(content: Mapping[Any, Any], prefix: str = ""):
     """Tensors of nested dictionaries by dotted name, without DataParallel's `module.`."""
     for key, value in content.items():
@@ -257,8 +305,10 @@ def _flatten(content: Mapping[Any, Any], prefix: str = ""):
 def _group(key: str) -> str:
     """What a left-out key belongs to, for the report."""
     head = key.split(".")[0]
+    if key.endswith((".kernel", "down.weight")):
+        return "fixed filter"
     if head in ("gen", "enc", "dec"):
-        return "fixed filter" if key.endswith(".kernel") else "parameter that nothing reads"
+        return "parameter that nothing reads"
     return f"entry of {head!r}"
 
 

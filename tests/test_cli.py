@@ -335,7 +335,9 @@ def test_animate_passes_every_option(folder, monkeypatch):
     assert cli.main(line.split()) == 0
     more = "--mode absolute --side-by-side --fit pad --batch-size 3 --device cpu --dtype bfloat16"
     parts = "--absolute-directions 3,7 --magnitude 1.5 --crop 1,2,3,4 --driving-crop face"
-    assert cli.main([*line.split(), *more.split(), *parts.split(), "--no-audio"]) == 0
+    edit = "--set 3=1.5 --set 7=-0.8"
+    rest = [*edit.split(), "--no-audio"]
+    assert cli.main([*line.split(), *more.split(), *parts.split(), *rest]) == 0
     several = line.replace("f.png", "f.png g.png").replace("d.mp4", "d.mp4 e.mp4")
     assert cli.main([*several.split(), "--paste-back"]) == 0
     files = (["f.png"], ["d.mp4"], "c", "o.mp4")
@@ -355,6 +357,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "crop": None,
             "driving_crop": None,
             "paste_back": False,
+            "edit": {},
         },
     )
     assert calls[1] == (
@@ -373,6 +376,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "crop": (1, 2, 3, 4),
             "driving_crop": "face",
             "paste_back": False,
+            "edit": {3: 1.5, 7: -0.8},
         },
     )
     assert calls[2][0] == (["f.png", "g.png"], ["d.mp4", "e.mp4"], "c", "o.mp4")

@@ -1,5 +1,6 @@
 """Every experiment's file is parsed and its model, data, loggers and callbacks are built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,47 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lmdvid.cli import build_cli
+from lmdvid.cli import build_cli, main
+from lmdvid.video import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+TINY = """
+model: {init_args: {size: 32, dim: 16, directions: 3, width: 0.02}}
+data: {init_args: {root: clips, size: 32, num_workers: 0}}
+trainer:
+  {accelerator: cpu, devices: 1, strategy: auto, enable_progress_bar: false}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*bf16.*")
+def test_an_experiment_is_tested(tmp_path, monkeypatch, capsys):
+    """Its protocols score two tiny clips: in half precision, by their own and another's motion."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("LMDVID_WEIGHTS", raising=False)
+    for index in range(2):
+        video = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
+        write_video(Path("clips", "test", f"video{index}#0#15.mp4"), video, 10)
+    Path("tiny.yaml").write_text(TINY)
+    line = ["test", "--config", str(ROOT / "experiments/lia_taichi.yaml"), "--config", "tiny.yaml"]
+    assert main(line) == 0
+    assert (
+        "left out, without their weights: lia_reconstruction, cross_ide" in capsys.readouterr().out
+    )
+    (file,) = tmp_path.glob("runs/lia_taichi/*/scores.json")
+    stored = json.loads(file.read_text())
+    results = {result["protocol"]["name"]: result for result in stored["protocols"]}
+    assert results["reconstruction"]["counts"] == {"videos": 2}
+    assert results["cross_identity_effnetlite0"]["counts"] == {"real_frames": 32, "fake_frames": 32}
+    assert set(stored["left_out"]) == {"lia_reconstruction", "cross_identity"}
+    # The protocol's mean has the source frame, too, which is easier than the other one.
+    scores = stored["scores"]
+    assert scores["ssim"] <= scores["reconstruction_ssim"]
+    assert scores["cross_identity_effnetlite0"] > 0
 
 
 def test_there_are_experiments():

@@ -12,6 +12,8 @@ from lmdvid.losses import (
     generator_loss,
     image_pyramid,
     l1,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
     r1_penalty,
     sparsity,
 )
@@ -20,6 +22,14 @@ from lmdvid.networks.features import EfficientNetLite0, FrozenFeatures
 
 def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
+
+
+def test_least_squares_losses_are_their_formulae():
+    real, fake = torch.randn(5, 1), torch.randn(5, 1)
+    made = least_squares_generator_loss(fake)
+    assert made.item() == pytest.approx(((1 - fake) ** 2).mean().item())
+    told = least_squares_discriminator_loss(real, fake)
+    assert told.item() == pytest.approx(((1 - real) ** 2).mean().item() + (fake**2).mean().item())
 
 
 def test_adversarial_losses_by_hand():

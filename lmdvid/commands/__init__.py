@@ -65,3 +65,34 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"expected whole numbers such as 3,7; given {text}"
         ) from None
+
+
+def edit(pairs: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Directions and how far to go, of an option that may be repeated."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UsageError("a direction is set twice: give --set once for each")
+    return found
+
+
+def magnitude(text: str) -> tuple[int, float]:
+    """Read an option such as `3=1.5`: a direction and how far to go along it."""
+    direction, _, value = text.partition("=")
+    try:
+        return int(direction), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a direction and a number such as 3=1.5; given {text}"
+        ) from None
+
+
+def box(text: str) -> tuple[int, ...] | str:
+    """Read an option such as `40,0,256,256`, or `face`."""
+    if text == "face":
+        return text
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"expected 'face' or x,y,width,height in pixels, such as 40,0,256,256; given {text}"
+        )
+    return tuple(map(int, numbers))

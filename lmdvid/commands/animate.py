@@ -2,7 +2,7 @@
 
 import argparse
 
-from lmdvid.commands import whole_numbers
+from lmdvid.commands import box, edit, magnitude, whole_numbers
 
 HELP = "bring a picture to life with the motion of a video"
 
@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video, gif, frame folder or image; several make a grid, a column for each, as long "
         "as the longest, with the rate and the sound of the first",
     )
-    add("--checkpoint", required=True, metavar="PATH", help="converted folder or training .ckpt")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="converted folder, training .ckpt, or `puppets`, which is installed",
+    )
     add(
         "--output",
         required=True,
@@ -34,9 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mode",
-        choices=("relative", "absolute"),
-        help="move the source by the driver's change since its first frame, or into the driver's "
-        "own pose (default: relative; absolute where the driver is one image)",
+        choices=("relative", "adaptive", "absolute", "avd"),
+        help="move the source by the driver's change since its first frame; for FOMM and MRAA, as "
+        "much larger as the source is (adaptive); into the driver's own pose; for MRAA, into its "
+        "pose in the source's shape (avd) (default: relative; absolute where the driver is one "
+        "image)",
+    )
+    add(
+        "--reference",
+        type=_reference,
+        default=0,
+        metavar="N|best",
+        help="driving frame, counted from 0, since which change is counted: one in which the "
+        "driver is posed as the source is; best looks for it (default: %(default)s)",
     )
     add(
         "--absolute-directions",
@@ -54,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="factor on the driver's change (relative) or pose (absolute) along every direction "
         "(default: %(default)s)",
     )
+    add(
+        "--set",
+        type=magnitude,
+        action="append",
+        default=[],
+        metavar="I=DELTA",
+        help="edit the source before it moves: go DELTA along direction I; may be repeated",
+    )
     add("--side-by-side", action="store_true", help="write source, driver and result in one row")
     add(
         "--fit",
@@ -63,14 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--crop",
-        type=_box,
+        type=box,
         metavar="X,Y,W,H|face",
         help="part of the source to use: upper left corner, width and height in pixels, or the "
         "largest face with room around it (needs opencv-python-headless<5)",
     )
     add(
         "--driving-crop",
-        type=_box,
+        type=box,
         metavar="X,Y,W,H|face",
         help="the same for the driver; a face is looked for in its first frame",
     )
@@ -125,17 +148,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         crop=options.crop,
         driving_crop=options.driving_crop,
         paste_back=options.paste_back,
+        edit=edit(options.set),
+        reference=options.reference,
     )
     print(f"wrote {path}")
     return 0
 
 
-def _box(text: str) -> tuple[int, ...] | str:
-    if text == "face":
+def _reference(text: str) -> int | str:
+    if text == "best":
         return text
-    numbers = text.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
-        raise argparse.ArgumentTypeError(
-            f"expected 'face' or x,y,width,height in pixels, such as 40,0,256,256; given {text}"
-        )
-    return tuple(map(int, numbers))
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected 'best' or a frame such as 0; given {text}")

@@ -110,6 +110,14 @@ class TwoSampleMetric(ExactMetric):
         rows: Tensor | list[Tensor] = getattr(self, f"{side}_rows")
         return dim_zero_cat(rows) if len(rows) else self._no_rows()
 
+    def drawable(self, side: str) -> Tensor:
+        """Return `rows` in an order that depends on neither batches nor processes.
+
+        What is drawn from them at random is then the same however the samples were shared out.
+        """
+        rows = self.rows(side)
+        return rows[rows.sum(1).argsort()]
+
     def _no_rows(self) -> Tensor:
         return torch.zeros(0, self.dim, dtype=torch.float64, device=self.real_count.device)
 

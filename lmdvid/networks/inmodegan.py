@@ -34,6 +34,8 @@ from lmdvid.networks.layers import (
     minibatch_stddev,
     upsample,
 )
+from lmdvid.ops.dispatch import runs_triton
+from lmdvid.ops.modulation import activate
 
 Noise = Literal["none", "shared"]
 VideoKind = Literal["3d", "2d"]
@@ -156,8 +158,8 @@ class NoisyConv(StyledConv):
         if self.training:
             noise = torch.randn_like(noise.expand(len(x) // frames, -1, -1, -1))
             noise = noise.repeat_interleave(frames, dim=0)
-        x = x + (self.strength * noise).to(x.dtype)
-        return F.leaky_relu(x + self.bias.to(x.dtype).view(1, -1, 1, 1), 0.2) * GAIN
+        x = GAIN * (x + (self.strength * noise).to(x.dtype))
+        return activate(x, bias=GAIN * self.bias, slope=0.2)
 
 
 class Scale(nn.Module):
@@ -240,6 +242,8 @@ class Generator(nn.Module):
             work.
     """
 
+    framewise = True
+    frames = 16
     centre: Tensor
 
     def __init__(
@@ -295,6 +299,10 @@ class Generator(nn.Module):
         # The mean w_0 of training, towards which truncation pulls; the task keeps it up to date.
         self.register_buffer("centre", torch.zeros(dim))
 
+    def motion_steps(self, frames: int) -> int:
+        """Steps of motion noise for so many frames: one to each but the first."""
+        return frames - 1
+
     def sample_codes(self, appearance: Tensor, motion: Tensor, truncation: float = 1.0) -> Codes:
         """Noise to codes, in float32 whatever autocast says: their differences are the motion.
 
@@ -349,9 +357,7 @@ class Generator(nn.Module):
     def order_directions(self, videos: int = 256, steps: int = 15, seed: int = 0) -> Tensor:
         """Number the directions by the variance of their magnitudes, largest first.
 
-        The paper's SVD gives an order; other decompositions have none. The weight becomes the
-        ordered basis itself, so that every way of making it orthonormal but `svd` gives it back
-        unchanged; `svd` becomes `polar`.
+        The paper's SVD gives an order; other decompositions have none. See `rotate_directions`.
 
         Args:
             videos: How many to measure.
@@ -367,16 +373,24 @@ class Generator(nn.Module):
         z_m = torch.randn(videos, steps, self.motion_noise, generator=random).to(device)
         spread = self.sample_codes(z_a, z_m).alpha.flatten(0, 1).std(dim=0)
         order = spread.argsort(descending=True)
-        basis = self.navigator.basis()[order]
-        if self.navigator.orthogonal == "svd":
-            former = self.navigator
-            self.navigator = LatentNavigator(former.dim, len(order), "polar").to(basis)
-            self.navigator.train(self.training).requires_grad_(former.weight.requires_grad)
-            self.config["orthogonal"] = "polar"
-        self.navigator.weight.copy_(basis.T)
-        self.motion.magnitudes.weight.copy_(self.motion.magnitudes.weight[order])
-        self.motion.magnitudes.bias.copy_(self.motion.magnitudes.bias[order])
+        self.rotate_directions(torch.eye(len(order), dtype=torch.float64, device=device)[:, order])
         return spread[order]
+
+    def rotate_directions(self, rotation: Tensor) -> None:
+        """Measure every walk along other axes of the directions' span; no video changes.
+
+        With d'_j = sum_i Q_ij d_i and alpha' = alpha Q, alpha' D' = alpha Q Q^T D = alpha D. An
+        `svd` navigator becomes `polar`, which gives back the basis that it is given.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.navigator = self.navigator.rotated(rotation)
+        self.config["orthogonal"] = self.navigator.orthogonal
+        self.motion.magnitudes.rotate(rotation)
 
 
 class Conv3d(nn.Module):
@@ -419,13 +433,17 @@ class Conv3d(nn.Module):
             frames = blur(frames, padding=2) if kernel == 3 else blur(frames, padding=1, stride=2)
             x = rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
             space, stride = 0, 2 if kernel == 3 else 1
+        # As in `Convolution`.
+        after = bias is not None and runs_triton("auto", x, bias)
         x = F.conv3d(
             x,
             self.weight * self.scale,
-            bias,
+            None if after else bias,
             stride=(1, stride, stride),
             padding=(kernel // 2, space, space),
         )
+        if after:
+            return activate(x, bias=bias, slope=0.2)
         return x if bias is None else F.leaky_relu(x, 0.2)
 
 

@@ -8,7 +8,7 @@ where the new code says.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmdvid.navigator import LatentNavigator, Orthogonal
-from lmdvid.networks import Mode
+from lmdvid.networks import Mode, check_images, check_mode
 from lmdvid.networks.layers import (
     DownPyramid,
     EqualConv2d,
@@ -25,11 +25,11 @@ from lmdvid.networks.layers import (
     StyledConv,
     channels,
     check_size,
-    fir_kernel,
     upsample,
 )
 from lmdvid.ops.convolution import Convolution
-from lmdvid.ops.warp import masked_warp
+from lmdvid.ops.reference import fir_kernel
+from lmdvid.ops.warp import flow_warp
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Flow(nn.Module):
         self.align_corners = align_corners
 
     def forward(
-        self, h: Tensor, w: Tensor, features: Tensor, coarser: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, h: Tensor, w: Tensor, features: Tensor, coarser: Tensor | None, paint: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Warp the source's features to where the latent code wants them.
 
         Args:
@@ -109,11 +109,12 @@ class Flow(nn.Module):
             w: (B, D) latent codes.
             features: (B, ..., H, W) source features, or what becomes of them.
             coarser: (B, 3, H/2, W/2) logits of the scale below, or None.
+            paint: Also fill what the mask leaves free with h.
 
         Returns:
-            The masked warped source features (B, ..., H, W), the mask (B, 1, H, W), and the logits
-            (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image each way)
-            and whose sigmoid is the mask. Mask and logits are in float32 or better.
+            The masked warped source features (B, ..., H, W); those with h painted in, or None; and
+            the logits (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image
+            each way) and whose sigmoid is the mask. Logits are in float32 or better.
         """
         # Coordinates need float32: half precision rounds them to a quarter of a pixel at 256 px.
         exact = torch.promote_types(h.dtype, torch.float32)
@@ -122,12 +123,11 @@ class Flow(nn.Module):
             logits = self.conv(h.to(exact), w).contiguous() + self.bias.view(1, 3, 1, 1)
             if coarser is not None:
                 logits = logits + upsample(coarser)
-            height, width = logits.shape[-2:]
-            y = torch.linspace(-1, 1, height, device=h.device, dtype=exact)
-            x = torch.linspace(-1, 1, width, device=h.device, dtype=exact)
-            grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
-            mask = logits[:, 2:].sigmoid()
-            return masked_warp(features, grid, mask, self.align_corners), mask, logits
+            painted_in = h if paint else None
+            warped, painted = flow_warp(
+                logits, features, painted_in, align_corners=self.align_corners
+            )
+        return warped, painted, logits
 
 
 class ToRGB(nn.Module):
@@ -186,14 +186,13 @@ class Scale(nn.Module):
         """Features, flow logits and picture of the scale below to those of this one."""
         h = self.conv(self.up(h, w), w)
         if self.last:
-            colours, _, flow = self.flow(h, w, self.rgb.colours(features), logits)
+            colours = self.rgb.colours(features)
+            # The last colours are the picture's own, so they keep float32.
+            colours = colours.to(torch.promote_types(colours.dtype, torch.float32))
+            colours, _, flow = self.flow(h, w, colours, logits, paint=False)
             return h, flow, self.rgb(colours, rgb)
-        warped, mask, flow = self.flow(h, w, features, logits)
-        if warped.dtype == h.dtype:
-            painted = torch.addcmul(warped, h, (1 - mask).to(h.dtype))
-        else:
-            painted = (h * (1 - mask) + warped).to(h.dtype)
-        return painted, flow, self.rgb(self.rgb.colours(warped), rgb)
+        warped, painted, flow = self.flow(h, w, features, logits)
+        return painted, flow, self.rgb(self.rgb.colours(warped), rgb)  # pyright: ignore[reportReturnType]
 
 
 class Synthesis(nn.Module):
@@ -260,6 +259,8 @@ class Generator(nn.Module):
             models the time to unlearn them.
     """
 
+    modes: tuple[Mode, ...] = ("relative", "absolute")
+
     def __init__(
         self,
         size: int = 256,
@@ -285,6 +286,11 @@ class Generator(nn.Module):
         self.navigator = LatentNavigator(dim, directions, orthogonal)
         self.synthesis = Synthesis(size, dim, width, align_corners, flow_init)
 
+    @property
+    def directions(self) -> int:
+        """Number N of motion directions."""
+        return self.navigator.directions
+
     def forward(
         self, source: Tensor, driving: Tensor, both_ways: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -300,8 +306,8 @@ class Generator(nn.Module):
             The pictures (B, 3, size, size), unbounded, and their magnitudes (B, N); with
             `both_ways` (2B, ...), those of the sources after those of the driving pictures.
         """
-        self._check(source)
-        self._check(driving)
+        check_images(source, self.size)
+        check_images(driving, self.size)
         batch = len(source)
         code, alpha, features = self.encoder(torch.cat([source, driving]))
         alpha = alpha.roll(batch, dims=0)
@@ -312,13 +318,13 @@ class Generator(nn.Module):
 
     def encode_source(self, image: Tensor) -> Source:
         """Compute once what every frame needs of the picture (B, 3, size, size) in [-1, 1]."""
-        self._check(image)
+        check_images(image, self.size)
         code, alpha, features = self.encoder(image)
         return Source(code, alpha, features)
 
     def encode_motion(self, frames: Tensor) -> Tensor:
         """Motion magnitudes (T, N) of driving frames (T, 3, size, size) in [-1, 1]."""
-        self._check(frames)
+        check_images(frames, self.size)
         return self.encoder(frames)[1]
 
     def render(
@@ -327,6 +333,7 @@ class Generator(nn.Module):
         codes: Tensor,
         reference: Tensor | None = None,
         mode: Mode = "relative",
+        magnitude: float = 1.0,
     ) -> Tensor:
         """Show the source in other poses.
 
@@ -335,32 +342,54 @@ class Generator(nn.Module):
             codes: (T, N) magnitudes a(x_t).
             reference: (1, N) magnitudes a(x_1) of the driving video's first frame; `relative`
                 needs them.
-            mode: `absolute` walks z_{s->r} + D a(x_t); `relative` moves from the source's own pose
-                by the change since the reference, z_{s->r} + D (a(x_s) + a(x_t) - a(x_1)).
+            mode: `absolute` walks z_{s->r} + m D a(x_t); `relative` moves from the source's own
+                pose by the change since the reference, z_{s->r} + D (a(x_s) + m (a(x_t) - a(x_1))).
+            magnitude: The factor m.
 
         Returns:
             (T, 3, size, size), unbounded; clamp to [-1, 1] to show it.
 
         Raises:
-            ValueError: For an unknown mode, or `relative` without a reference.
+            ValueError: For a mode that LIA lacks, or `relative` without a reference.
         """
-        if mode == "relative":
-            if reference is None:
-                raise ValueError("mode='relative' needs the codes of the first driving frame")
-            codes = source.codes + codes - reference
-        elif mode != "absolute":
-            raise ValueError(f"mode={mode!r}: choose 'relative' or 'absolute'")
+        check_mode(mode, self.modes, reference)
+        if reference is not None and mode == "relative":
+            codes = source.codes + magnitude * (codes - reference)
+        else:
+            codes = magnitude * codes
         count = len(codes)
         w = self.navigator(source.appearance.expand(count, -1), codes)
         features = tuple(f.expand(count, -1, -1, -1) for f in source.features)
         return self.synthesis(w, features)[0]
 
-    def _check(self, image: Tensor) -> None:
-        if image.ndim != 4 or image.shape[1:] != (3, self.size, self.size):
-            raise ValueError(
-                f"images have shape {tuple(image.shape)}: this network takes "
-                f"(B, 3, {self.size}, {self.size})"
-            )
+    def edit_source(self, source: Source, delta: Tensor) -> Source:
+        """Move a picture along directions before it is animated (LIA-X's "edit, warp, render").
+
+        Args:
+            source: Of `encode_source`.
+            delta: (N,) or (B, N) magnitudes, added in every mode: w_0 + sum_i delta_i d_i.
+        """
+        return replace(source, appearance=source.appearance + self.navigator.displace(delta))
+
+    def rotate_directions(self, rotation: Tensor) -> None:
+        """Measure every walk along other axes of the directions' span; no picture changes.
+
+        With d'_j = sum_i Q_ij d_i and a' = a Q, a' D' = a Q Q^T D = a D.
+
+        Args:
+            rotation: (N, N) orthogonal Q.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.navigator = self.navigator.rotated(rotation)
+        self.config["orthogonal"] = self.navigator.orthogonal
+        last: EqualLinear = self.encoder.motion[-1]  # pyright: ignore[reportAssignmentType]
+        last.rotate(rotation)
+
+    def pose_distance(self, source: Source, codes: Tensor) -> Tensor:
+        """How unlike the source's pose the magnitudes (T, N) are, (T,)."""
+        return (codes - source.codes).square().sum(dim=1)
 
 
 def matches(keys: Iterable[str]) -> bool:

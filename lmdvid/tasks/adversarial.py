@@ -1,7 +1,7 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -28,14 +28,14 @@ class PredictionError(ValueError):
 
 
 class AdversarialTask(L.LightningModule):
-    """A generator against a discriminator, one step of each per batch, the generator first.
+    """A generator against a discriminator, one step of each per batch, on the same samples.
 
     A task defines `generator_step`; everything a paper does not decide is here.
 
     Args:
         generator: What is trained and averaged. Its `config` holds its constructor's arguments.
         discriminator: Samples to logits (B, 1), or to several of them by name where it is several
-            discriminators; their losses, and their penalties, are summed.
+            discriminators; their losses, and their penalties, are summed. None trains without.
         lr: Adam's learning rate before the scaling below.
         betas: Adam's betas before the scaling below.
         generator_every: Adam's settings of the generator are scaled by c = k / (k + 1), as if a
@@ -44,13 +44,18 @@ class AdversarialTask(L.LightningModule):
         discriminator_every: The same for the discriminator; also how often R1 runs.
         adversarial: Weight of the generator's adversarial loss; at 0 the discriminator rests.
         r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
-        ema: Decay of the generator's moving average, which is validated, saved and shown.
+        ema: Decay of the generator's moving average, which is validated, saved and shown; at 0
+            it is the generator itself.
+        discriminator_first: Let the discriminator step first; else the generator does.
     """
+
+    generator_loss = staticmethod(losses.generator_loss)
+    discriminator_loss = staticmethod(losses.discriminator_loss)
 
     def __init__(
         self,
         generator: nn.Module,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         lr: float,
         betas: tuple[float, float],
         generator_every: int,
@@ -58,11 +63,13 @@ class AdversarialTask(L.LightningModule):
         adversarial: float,
         r1: float,
         ema: float,
+        discriminator_first: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator = generator
-        self.discriminator = discriminator
+        # Without one it is never asked.
+        self.discriminator = cast(nn.Module, discriminator)
         self.generator_ema = ExponentialMovingAverage(generator, ema)
         self.lr = lr
         self.betas = betas
@@ -70,6 +77,7 @@ class AdversarialTask(L.LightningModule):
         self.discriminator_every = discriminator_every
         self.adversarial = adversarial
         self.r1 = r1
+        self.discriminator_first = discriminator_first
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -81,64 +89,91 @@ class AdversarialTask(L.LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it generates")
 
+    def discriminate(self, samples: Tensor, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """The discriminator's logits of fake or real samples; a task may tell it more."""
+        return self.discriminator(samples)
+
+    def adversarial_terms(self, fake: Tensor, real: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The generator's losses against the discriminator, by name."""
+        return {
+            f"adversarial{name}": self.adversarial * self.generator_loss(logits)
+            for name, logits in self._judge(fake, batch).items()
+        }
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the generator, then one of the discriminator on the same samples."""
-        step = self.global_step
-        generator, discriminator = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        """One step of the generator and one of the discriminator, on the same samples."""
+        generator, discriminator = self._both_optimizers()
         # Lightning counts every optimiser's steps in `global_step`, which would double max_steps
         # and every period (Lightning issue 17958). The loop resets the hooks at each batch.
-        discriminator._on_before_step = discriminator._on_after_step = lambda: None
+        if discriminator is not None:
+            discriminator._on_before_step = discriminator._on_after_step = lambda: None
+        penalised = self.r1 > 0 and self.global_step % max(1, self.discriminator_every) == 0
 
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
+        if self.discriminator_first:
+            self._discriminator_step(discriminator, fake.detach(), real, batch, penalised)
+        with self.toggled_optimizer(generator):
             if self.adversarial > 0:
-                for name, logits in self._judge(fake).items():
-                    terms[f"adversarial{name}"] = self.adversarial * losses.generator_loss(logits)
+                terms |= self.adversarial_terms(fake, real, batch)
             self._descend(generator, terms, batch)
         for module in self.generator.modules():
             if isinstance(module, LatentNavigator):
                 module.align_signs()
         self.generator_ema.update(self.generator)
         self._log_terms("generator", terms)
+        if not self.discriminator_first:
+            self._discriminator_step(discriminator, fake.detach(), real, batch, penalised)
+
+    def _discriminator_step(
+        self, optimizer: Any, fake: Tensor, real: Tensor, batch: Batch, penalised: bool
+    ) -> None:
+        """Learn to tell fake from real, unless the generator does without."""
         if self.adversarial == 0:
             return
-
-        with self.toggled_optimizer(discriminator):
-            penalised = self.r1 > 0 and step % max(1, self.discriminator_every) == 0
+        with self.toggled_optimizer(optimizer):
             real = real.detach().requires_grad_(penalised)
-            real_logits, fake_logits = self._judge(real), self._judge(fake.detach())
+            real_logits, fake_logits = self._judge(real, batch), self._judge(fake, batch)
             terms = {
-                f"adversarial{name}": losses.discriminator_loss(logits, fake_logits[name])
+                f"adversarial{name}": self.discriminator_loss(logits, fake_logits[name])
                 for name, logits in real_logits.items()
             }
             if penalised:
                 for name, logits in real_logits.items():
                     penalty = losses.r1_penalty(real, logits, self.r1)
                     terms[f"r1{name}"] = penalty * max(1, self.discriminator_every)
-            self._descend(discriminator, terms, batch)
+            self._descend(optimizer, terms, batch)
         self._log_terms("discriminator", terms)
 
-    def _judge(self, samples: Tensor) -> dict[str, Tensor]:
+    def _both_optimizers(self) -> tuple[Any, Any]:
+        optimizers = self.optimizers()
+        return tuple(optimizers) if isinstance(optimizers, list) else (optimizers, None)  # pyright: ignore[reportReturnType]
+
+    def _judge(self, samples: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Logits by the discriminator's name, as it follows the name of a loss."""
-        logits = self.discriminator(samples)
+        logits = self.discriminate(samples, batch)
         if isinstance(logits, Mapping):
             return {f"_{name}": value for name, value in logits.items()}
         return {"": logits}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam twice, with StyleGAN2's scaling for lazy regularisation."""
-        return [
-            self._adam(self.generator, self.generator_every),
-            self._adam(self.discriminator, self.discriminator_every),
-        ]
+        optimizers = [self._adam(self.generator, self.generator_every)]
+        if self.discriminator is not None:
+            optimizers.append(self._adam(self.discriminator, self.discriminator_every))
+        return optimizers
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work."""
+        """Refuse a precision that cannot work; lay the weights out as tensor cores want them."""
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
                 "float32 weights. Use bf16-mixed (or 32-true)"
             )
+        if self.trainer.strategy.root_device.type == "cuda":
+            for parameter in self.parameters():
+                if parameter.ndim == 4:  # `Module.to` fails at the 3-D kernels of video networks
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if (
             self.trainer.precision == "bf16-mixed"
             and self.trainer.strategy.root_device.type == "cpu"
@@ -162,6 +197,18 @@ class AdversarialTask(L.LightningModule):
         start of an epoch have drawn in between.
         """
         torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+
+    def on_validation_start(self) -> None:
+        """Let all processes judge one network: their batch norms have seen different clips."""
+        if self.trainer.world_size > 1:
+            buffers = list(self.generator_ema.network.buffers())
+            first = self.trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+            for buffer, value in zip(buffers, first, strict=True):
+                buffer.copy_(value)
+
+    def on_train_end(self) -> None:
+        """As before validation."""
+        self.on_validation_start()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the run over."""

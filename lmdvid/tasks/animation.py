@@ -13,6 +13,7 @@ from torchmetrics.functional.image import (
 from lmdvid import losses
 from lmdvid.animate import AnimationNetwork
 from lmdvid.losses import PerceptualLoss
+from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
 from lmdvid.ops.precision import exact
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
@@ -44,7 +45,7 @@ class AnimationTask(AdversarialTask):
     def __init__(
         self,
         generator: nn.Module,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         lr: float,
         betas: tuple[float, float],
         generator_every: int,
@@ -72,6 +73,7 @@ class AnimationTask(AdversarialTask):
         self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
         self._perceptual_terms = (perceptual_scales, perceptual_weight)
         self.perceptual: PerceptualLoss | None = None
+        self.mode: Mode = "absolute"
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; load what only training needs."""
@@ -82,7 +84,7 @@ class AnimationTask(AdversarialTask):
                 self.perceptual = PerceptualLoss(features, *self._perceptual_terms).to(self.device)
 
     def forward(self, source: Tensor, driving: Tensor) -> Tensor:
-        """Move pictures by clips with the averaged generator, absolute mode.
+        """Move pictures by clips with the averaged generator, in the task's `mode`.
 
         Args:
             source: (B, 3, H, W) in [-1, 1].
@@ -91,17 +93,28 @@ class AnimationTask(AdversarialTask):
         Returns:
             (B, T, 3, H, W) clamped to [-1, 1].
         """
+        return self._show(source, driving, same=False)
+
+    def _show(self, source: Tensor, driving: Tensor, same: bool) -> Tensor:
         network = cast(AnimationNetwork, self.generator_ema.network)
         videos = []
         for picture, clip in zip(source, driving, strict=True):
             encoded = network.encode_source(picture[None])
             # A few frames at a time, so that a whole clip needs no more memory than a short one.
-            parts = [
-                network.render(encoded, network.encode_motion(frames), None, "absolute")
-                for frames in clip.split(8)
-            ]
+            parts = [self.render(network, encoded, frames, same) for frames in clip.split(8)]
             videos.append(torch.cat(parts))
         return torch.stack(videos).float().clamp(-1, 1)
+
+    def render(self, network: Any, source: Any, frames: Tensor, same: bool) -> Tensor:
+        """Show a source in the poses of frames (T, 3, H, W).
+
+        Args:
+            network: The averaged generator.
+            source: What it made of the picture.
+            frames: The driving frames.
+            same: Whether they are of the source's own clip, so that nothing but the pose differs.
+        """
+        return network.render(source, network.encode_motion(frames), None, self.mode)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score held-out clips; return the panels of a sample video, and what protocols compare."""
@@ -130,11 +143,11 @@ class AnimationTask(AdversarialTask):
         """
         video = batch["video"]
         source = video[:, 0]
-        result = self(source, video)
-        # A clip of one frame has nothing but its source: it counts for nothing, in every process.
+        result = self._show(source, video, same=True)
+        # A clip of one frame has nothing but its source: it counts for nothing.
         new = slice(min(1, video.shape[1] - 1), None)
         counts = int(video.shape[1] > 1)
-        scores = self._scores(result[:, new], video[:, new], source)
+        scores = reconstruction_scores(result[:, new], video[:, new], source)
         self._log_scores(f"{stage}/", scores, batch, counts)
         panels = {"source": source, "driving": video, "result": result}
         compared = {"own": (result, video)}
@@ -145,7 +158,7 @@ class AnimationTask(AdversarialTask):
             compared["other"] = (result, video)
         if "cross_truth" in batch:
             panels["truth"] = batch["cross_truth"]
-            cross = self._scores(result, panels["truth"], source)
+            cross = reconstruction_scores(result, panels["truth"], source)
             self._log_scores(f"{stage}/cross_", cross, batch)
         return panels | {"compared": compared}
 
@@ -161,26 +174,31 @@ class AnimationTask(AdversarialTask):
             sync_dist=True,
         )
 
-    @staticmethod
-    def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
-        def psnr(video: Tensor) -> Tensor:
-            return peak_signal_noise_ratio(
-                video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
-            )
 
-        # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
-        # times the memory of the frames: of long clips, a part at a time.
-        made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        with exact(made.device):  # autocast would blur in bfloat16
-            parts = [
-                structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
-                for a, b in zip(made.split(64), true.split(64), strict=True)
-            ]
-        ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
-        return {
-            # On a scale of [0, 1], as LIA reports it.
-            "l1": 0.5 * losses.l1(result, truth),
-            "psnr": psnr(result),
-            "ssim": ssim,
-            "copy_psnr": psnr(source[:, None].expand_as(truth)),
-        }
+def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
+    """How close videos (B, T, 3, H, W) come to the truth, beside what repeating `source` scores.
+
+    `l1` on a scale of [0, 1], `psnr` of each clip's mean squared error, `ssim` of frames.
+    """
+
+    def psnr(video: Tensor) -> Tensor:
+        return peak_signal_noise_ratio(
+            video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
+        )
+
+    # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
+    # times the memory of the frames: of long clips, a part at a time.
+    made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
+    with exact(made.device):  # autocast would blur in bfloat16
+        parts = [
+            structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+            for a, b in zip(made.split(64), true.split(64), strict=True)
+        ]
+    ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
+    return {
+        # On a scale of [0, 1], as LIA reports it.
+        "l1": 0.5 * losses.l1(result, truth),
+        "psnr": psnr(result),
+        "ssim": ssim,
+        "copy_psnr": psnr(source[:, None].expand_as(truth)),
+    }
