@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
 from lmdvid.ops.convolution import inference_dtype
-from lmdvid.ops.parallel import at_once
+from lmdvid.ops.parallel import at_once, in_order
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -224,14 +224,21 @@ class Animator:
                     for s, reference in zip(subjects, references, strict=True)
                 ]
 
-        references: list[Tensor] = []
+        def move(part: Tensor) -> list[Tensor]:
+            return render(magnitude * encode(part))
+
         frames = iter(frames)
-        while batch := list(itertools.islice(frames, self.batch_size)):
-            parts = torch.stack(batch).chunk(self._parts())
-            codes = magnitude * torch.cat(at_once(encode, parts))
-            references = references or [s.reference(codes[:1]) for s in subjects]
-            for made in at_once(render, codes.split([len(part) for part in parts])):
-                yield from zip(*made, strict=True)
+        if not (batch := list(itertools.islice(frames, self.batch_size))):
+            return
+        codes = [magnitude * c for c in at_once(encode, torch.stack(batch).chunk(self._parts()))]
+        references = [s.reference(codes[0][:1]) for s in subjects]
+        for made in at_once(render, codes):
+            yield from zip(*made, strict=True)
+        # From here on nothing has to wait for what all have in common.
+        count = min(self._parts(), self.batch_size)
+        parts = iter(lambda: list(itertools.islice(frames, self.batch_size // count)), [])
+        for made in in_order(move, map(torch.stack, parts), count):
+            yield from zip(*made, strict=True)
 
     def _parts(self) -> int:
         """Into how many parts a batch is divided, which are computed at the same time."""
