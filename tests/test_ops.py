@@ -299,6 +299,16 @@ def test_working_in_order_ends_with_an_error_or_with_its_reader():
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before
+
+    def broken():
+        yield from (1, 2)
+        raise OSError("damaged")
+
+    results = in_order(lambda piece: piece, broken(), 3)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(OSError, match="damaged"):
+        next(results)
+    assert threading.active_count() == before
     alone = in_order(lambda piece: threading.current_thread(), [0, 1], 1)
     assert set(alone) == {threading.current_thread()}
 

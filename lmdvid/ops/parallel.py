@@ -10,7 +10,7 @@ computed, is for the work to set.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier, Lock
 from typing import TypeVar
@@ -57,17 +57,29 @@ def in_order(work: Callable[[T], R], pieces: Iterable[T], count: int) -> Iterato
         ends, also early.
 
     Raises:
-        Exception: What `work` raised, in the place of the result.
+        Exception: What `work` or `pieces` raised, after the results of the pieces before.
     """
     pieces = iter(pieces)
     if count == 1:
         yield from map(work, pieces)
         return
+    under_way: deque[Future[R]] = deque()
     with _workers(count) as pool:
-        under_way = deque(pool.submit(work, piece) for piece in itertools.islice(pieces, count))
+
+        def take() -> None:
+            try:
+                for piece in itertools.islice(pieces, 1):
+                    under_way.append(pool.submit(work, piece))
+            except Exception as error:  # whose turn comes after the results of those before it
+                failed: Future[R] = Future()
+                failed.set_exception(error)
+                under_way.append(failed)
+
+        for _ in range(count):
+            take()
         while under_way:
             yield under_way.popleft().result()
-            under_way.extend(pool.submit(work, piece) for piece in itertools.islice(pieces, 1))
+            take()
 
 
 @contextmanager
