@@ -133,12 +133,15 @@ class AdversarialTask(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work."""
+        """Refuse a precision that cannot work; lay the weights out as tensor cores want them."""
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
                 "float32 weights. Use bf16-mixed (or 32-true)"
             )
+        if self.trainer.strategy.root_device.type == "cuda":
+            for network in (self.generator, self.discriminator, self.generator_ema):
+                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if (
             self.trainer.precision == "bf16-mixed"
             and self.trainer.strategy.root_device.type == "cpu"
