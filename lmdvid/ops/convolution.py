@@ -54,24 +54,13 @@ class Convolution:
         # Where a kernel adds the bias and activates, the convolution leaves both to it.
         after = self.slope is not None and runs_triton("auto", x, bias)
         inside = None if after else bias
-        trains = _trains(x, weight)
-        if trains:
-            x = x.contiguous(memory_format=torch.channels_last)
-        if trains and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-            x = self._trained(x, weight, inside)
-        elif self.transposed:
+        if self.transposed:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), inside, self.stride, self.padding)
         else:
             x = F.conv2d(x, weight, inside, self.stride, self.padding, groups=self.groups)
         if after:
             return activate(x, bias=bias, slope=self.slope)
         return x if self.slope is None else F.leaky_relu_(x, self.slope)
-
-    def _trained(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        weight = weight.transpose(0, 1) if self.transposed else weight
-        pad, stride, one = [self.padding] * 2, [self.stride] * 2, [1, 1]
-        settings = (stride, pad, one, self.transposed, [0, 0], self.groups)
-        return _Trained.apply(x, weight, bias, settings)  # pyright: ignore[reportReturnType]
 
     def prepared(
         self,
@@ -136,36 +125,6 @@ class Convolution:
         )
 
 
-class _Trained(torch.autograd.Function):
-    """A float32 convolution on a CPU, every part of which runs in the layout that suits it.
-
-    oneDNN is fastest with channels last for the result and the gradient of the input, and with
-    channels first for the gradient of the weight: with stride 2 there about four times.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.settings = settings
-        return torch.ops.aten.convolution(x, weight, bias, *settings)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # Differentiable operations alone: R1 needs the gradient of the gradient.
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        backward = torch.ops.aten.convolution_backward
-        of_x = of_weight = None
-        if wanted[0]:
-            last = grad.contiguous(memory_format=torch.channels_last)
-            of_x = backward(last, x, weight, None, *ctx.settings, (True, False, False))[0]
-        if wanted[1]:
-            first = grad.contiguous(), x.contiguous(), weight.contiguous()
-            of_weight = backward(*first, None, *ctx.settings, (False, True, False))[1]
-        return of_x, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None, None
-
-
 def kept(
     x: Tensor, owner: nn.Module, name: str, make: Callable[[], T], *made_of: Tensor | None
 ) -> T:
@@ -210,22 +169,6 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and obstacle(torch.bfloat16) is None and instructions():
         return torch.bfloat16
     return torch.float32
-
-
-def _trains(x: Tensor, weight: Tensor) -> bool:
-    """Whether gradients of a convolution will be computed that oneDNN is good at."""
-    return (
-        torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and x.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and weight.shape[-1] > 1
-        and type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and obstacle(torch.float32) is None
-    )
 
 
 @cache
