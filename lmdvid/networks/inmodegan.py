@@ -242,6 +242,8 @@ class Generator(nn.Module):
             work.
     """
 
+    framewise = True
+    frames = 16
     centre: Tensor
 
     def __init__(
@@ -296,6 +298,10 @@ class Generator(nn.Module):
         self.synthesis = Synthesis(size, dim, width, noise, checkpointing)
         # The mean w_0 of training, towards which truncation pulls; the task keeps it up to date.
         self.register_buffer("centre", torch.zeros(dim))
+
+    def motion_steps(self, frames: int) -> int:
+        """Steps of motion noise for so many frames: one to each but the first."""
+        return frames - 1
 
     def sample_codes(self, appearance: Tensor, motion: Tensor, truncation: float = 1.0) -> Codes:
         """Noise to codes, in float32 whatever autocast says: their differences are the motion.
