@@ -189,7 +189,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{result['minutes']:g} minutes of training each on {machine['threads']} of "
         f"{machine['cores']} cores, {machine['processor']}, "
-        f"torch {result['versions']['torch']}, {result['date']}; {result['clips']} held-out identities, {result['frames']} frames each, 64 px.",
+        f"torch {result['versions']['torch']}, {result['date']}; {result['clips']} held-out "
+        f"identities, {result['frames']} frames each, 64 px.",
     ]
     return "\n".join(lines)
 
