@@ -48,7 +48,9 @@ check: install  ## lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: install  ## time what the documents claim; results as JSON under benchmarks/results
-	for script in $(filter-out %/comparison.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || echo "$$script did not finish"; done
+	@errors=$$(mktemp); for script in $(filter-out %/comparison.py,$(wildcard benchmarks/*.py)); do echo "$$script"; \
+		$(BIN)/python $$script 2> $$errors || \
+		echo "$$script did not finish: $$(tail -n 1 $$errors)"; done; rm -f $$errors
 
 clean:  ## remove what training and the demo wrote (not .venv, not data/)
 	rm -rf runs out

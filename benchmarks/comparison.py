@@ -188,8 +188,9 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"{result['minutes']:g} minutes of training each on {machine['threads']} of "
-        f"{machine['cores']} cores, {machine['processor']}, torch {result['versions']['torch']}, {result['date']}; "
-        f"{result['clips']} held-out identities, {result['frames']} frames each, 64 px.",
+        f"{machine['cores']} cores, {machine['processor']}, "
+        f"torch {result['versions']['torch']}, {result['date']}; {result['clips']} held-out "
+        f"identities, {result['frames']} frames each, 64 px.",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
 from lmdvid.ops.convolution import inference_dtype
-from lmdvid.ops.parallel import at_once
+from lmdvid.ops.parallel import at_once, in_order
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -277,24 +277,35 @@ class Animator:
                     for s, reference in zip(subjects, known, strict=True)
                 ]
 
+        def move(part: Tensor) -> list[Tensor]:
+            return render(self._encode(part))
+
+        frames = iter(frames)
         known = list(references or ())
-        for parts in self._encoded(frames):
-            known = known or [parts[0][:1]] * len(subjects)
+        if not known:
+            parts = next(self._encoded(frames), None)
+            if parts is None:
+                return
+            known = [parts[0][:1]] * len(subjects)
             for made in at_once(render, parts):
                 yield from zip(*made, strict=True)
+        # From here on nothing has to wait for what all have in common.
+        count = min(self._parts(), self.batch_size)
+        pieces = iter(lambda: list(itertools.islice(frames, self.batch_size // count)), [])
+        for made in in_order(move, map(torch.stack, pieces), count):
+            yield from zip(*made, strict=True)
+
+    def _encode(self, part: Tensor) -> Tensor:
+        with self._inference():
+            if self.device.type == "cuda" and not part.is_cuda:
+                part = part.pin_memory()  # from there it is copied while the GPU computes
+            return self.network.encode_motion(part.to(self.device, non_blocking=True))
 
     def _encoded(self, frames: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Codes of frames, a batch at a time in as many parts as are computed at once."""
-
-        def encode(part: Tensor) -> Tensor:
-            with self._inference():
-                if self.device.type == "cuda" and not part.is_cuda:
-                    part = part.pin_memory()  # from there it is copied while the GPU computes
-                return self.network.encode_motion(part.to(self.device, non_blocking=True))
-
         frames = iter(frames)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            yield at_once(encode, torch.stack(batch).chunk(self._parts()))
+            yield at_once(self._encode, torch.stack(batch).chunk(self._parts()))
 
     def _references(
         self, subjects: "Sequence[_Subject]", frames: Iterable[Tensor], which: Reference

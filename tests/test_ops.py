@@ -14,7 +14,7 @@ from lmdvid.networks.layers import EqualConv2d
 from lmdvid.networks.lia import Generator
 from lmdvid.ops import convolution
 from lmdvid.ops.convolution import Convolution, kept
-from lmdvid.ops.parallel import at_once
+from lmdvid.ops.parallel import at_once, in_order
 from lmdvid.ops.warp import masked_warp
 
 PREPARED = pytest.mark.skipif(
@@ -81,6 +81,20 @@ def test_prepared_weights_change_no_value(form, dtype):
     assert layer.made == 1
 
 
+@pytest.mark.skipif(convolution.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
+def test_training_in_half_precision_takes_the_same_ways_down():
+    layer = EqualConv2d(8, 6, 1, down=True, activated=False)
+    x = torch.randn(2, 8, 16, 16, requires_grad=True)
+    plain = layer(x)
+    (expected,) = torch.autograd.grad(plain.square().sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(x.bfloat16())
+    (gradient,) = torch.autograd.grad(made.float().square().sum(), x)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), plain, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(gradient, expected, atol=0.05, rtol=0.05)
+
+
 @PREPARED
 @torch.no_grad()
 def test_weights_are_prepared_again_when_they_change():
@@ -135,6 +149,7 @@ def test_elsewhere_the_plain_form_runs(why):
 
 def test_what_is_kept_goes_with_its_layer():
     layer = Layer(Convolution()).eval()
+    gc.collect()  # what other tests left
     before = len(convolution._KEPT)
     with torch.no_grad():
         kept(torch.zeros(1), layer, "sum", layer.weight.sum, layer.weight)
@@ -224,6 +239,61 @@ def test_an_error_in_a_piece_ends_all_and_is_raised():
         at_once(lambda piece: 1 // piece, [1, 0, 1])
     assert torch.get_num_threads() == 4
     assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_pieces_stay_in_order_and_no_more_are_taken_than_can_be_worked_on():
+    taken, lock, before = [], threading.Lock(), threading.active_count()
+    most, running = 0, 0
+
+    def work(piece):
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.03 if piece % 2 == 0 else 0.0)
+        with lock:
+            running -= 1
+        return piece, torch.get_num_threads()
+
+    def pieces():
+        for piece in range(7):
+            taken.append(piece)
+            yield piece
+
+    for number, result in enumerate(in_order(work, pieces(), 2)):
+        assert result == (number, 2)
+        assert len(taken) <= number + 2
+        assert torch.get_num_threads() == 4
+    assert number == 6
+    assert most == 2
+    assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_working_in_order_ends_with_an_error_or_with_its_reader():
+    before = threading.active_count()
+    results = in_order(lambda piece: 1 // piece, iter([1, 1, 0, 1]), 3)
+    assert [next(results), next(results)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert threading.active_count() == before
+    results = in_order(lambda piece: piece, iter(range(9)), 3)
+    assert next(results) == 0
+    results.close()
+    assert threading.active_count() == before
+
+    def broken():
+        yield from (1, 2)
+        raise OSError("damaged")
+
+    results = in_order(lambda piece: piece, broken(), 3)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(OSError, match="damaged"):
+        next(results)
+    assert threading.active_count() == before
+    alone = in_order(lambda piece: threading.current_thread(), [0, 1], 1)
+    assert set(alone) == {threading.current_thread()}
 
 
 def test_weights_prepared_before_a_fused_step_are_not_used_after_it():

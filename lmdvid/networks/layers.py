@@ -91,7 +91,8 @@ class EqualLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to (..., C)."""
         bias = self.bias if self.bias_scale == 1 else self.bias * self.bias_scale
-        x = F.linear(x, self.weight * self.scale, bias)
+        # The input is the smaller of the two that could be scaled.
+        x = F.linear(x * self.scale, self.weight, bias)
         return F.leaky_relu(x, 0.2) if self.activated else x
 
     @torch.no_grad()
@@ -137,10 +138,14 @@ class EqualConv2d(nn.Module):
             self.convolution = Convolution(padding=self.padding, slope=slope)
         else:
             self.convolution = Convolution(stride=1 if kernel == 1 else 2, slope=slope)
+            self.strided = replace(self.convolution, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W), or (B, O, H/2, W/2) where `down`."""
         if self.down and self.weight.shape[-1] == 1:
+            if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
+                # There the gradient of a filter with stride costs more than a whole convolution.
+                return self.strided(blur(x, padding=1), *self._scaled())
             # A 1x1 convolution reads every second pixel only, so only those are filtered.
             x = blur(x, padding=1, stride=2)
         elif self.down:
