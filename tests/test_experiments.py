@@ -20,7 +20,13 @@ TINY = """
 model: {init_args: {size: 32, dim: 16, directions: 3, width: 0.02}}
 data: {init_args: {root: clips, size: 32, num_workers: 0}}
 trainer:
-  {accelerator: cpu, devices: 1, strategy: auto, enable_progress_bar: false}
+  accelerator: cpu
+  devices: 1
+  strategy: auto
+  enable_progress_bar: false
+  logger:
+    class_path: lightning.pytorch.loggers.CSVLogger
+    init_args: {save_dir: runs, name: lia_taichi}
 """
 
 
@@ -29,7 +35,6 @@ trainer:
 def test_an_experiment_is_tested(tmp_path, monkeypatch, capsys):
     """Its protocols score two tiny clips: in half precision, by their own and another's motion."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("LMDVID_WEIGHTS", raising=False)
     for index in range(2):
         video = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
