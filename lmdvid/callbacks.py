@@ -320,7 +320,8 @@ class ContinuedLog(L.Callback):
                 logger._flush_logs_every_n_steps = 1  # Lightning writes at every hundredth step
                 if trainer.ckpt_path:
                     earlier = Path(trainer.ckpt_path).parent.parent / "metrics.csv"
-                    rows = earlier_rows(earlier, trainer.global_step)
+                    # As many rows as batches; `global_step` leaves out those that were skipped.
+                    rows = earlier_rows(earlier, trainer.fit_loop.total_batch_idx + 1)
                     logger.experiment.metrics = rows + logger.experiment.metrics
                     logger.save()
 
