@@ -52,7 +52,8 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     """Find the clips in and below a folder, or the one clip that `root` is.
 
     A folder is a clip when it is named like a video (`x.mp4`), or when it holds images and neither
-    videos nor folders: stills beside videos are not clips. Hidden entries are passed over.
+    videos nor folders: stills beside videos are not clips. Hidden entries are passed over, and so
+    are links to a folder that they lie in.
 
     Args:
         root: where to look.
@@ -70,9 +71,15 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     }
 
 
-def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
+def _walk(
+    root: Path, suffixes: Set[str], within: frozenset[tuple[int, int]] = frozenset()
+) -> list[Path]:
     clips, folders, stills = [], [], False
     try:
+        found = root.stat()
+        if (place := (found.st_dev, found.st_ino)) in within:
+            return []
+        within |= {place}
         suffix = root.suffix.lower()
         if suffix in suffixes and (suffix not in VIDEO_SUFFIXES or _is_clip(root)):
             return [root]
@@ -95,7 +102,7 @@ def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
         raise DataError(f"cannot look into {root}: {str(error.strerror).lower()}") from None
     if stills and not clips and not folders:
         return [root]
-    return clips + [clip for folder in folders for clip in _walk(folder, suffixes)]
+    return clips + [clip for folder in folders for clip in _walk(folder, suffixes, within)]
 
 
 def _is_clip(path: Path) -> bool:
