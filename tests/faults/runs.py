@@ -148,7 +148,7 @@ class Zygote:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -187,7 +187,7 @@ class Run:
         while self.steps < steps:
             assert self.is_alive(), self.said
             assert time.monotonic() < end, self.said
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to it and its workers."""

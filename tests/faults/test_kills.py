@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import EVERY, Run, experiment, final, prepare, random_moment, together
+from runs import EVERY, STEPS, Run, experiment, final, prepare, random_moment, together
 from test_resume import differences
 
 KILLS = int(os.environ.get("LMDVID_KILLS", "2"))
@@ -47,15 +47,14 @@ def test_sigterm_ends_after_the_step_with_a_checkpoint(zygote, clips, undisturbe
     runs[0].until(EVERY + 2)
     os.kill(runs[-1].pid, signal.SIGTERM)  # whichever process it is that gets the signal
     assert [run.wait() for run in runs] == [128 + signal.SIGTERM] * ranks, runs[0].said
-    written = folder / "runs/run/version_0/checkpoints/interrupted.ckpt"
-    assert f"SIGTERM: the run ends after step {runs[0].steps}; go on with" in runs[0].said
+    written, steps = folder / "runs/run/version_0/checkpoints/interrupted.ckpt", runs[0].steps
+    assert EVERY + 2 <= steps < STEPS
+    assert f"SIGTERM: the run ends after step {steps}; go on with" in runs[0].said
     assert written.is_file()
     more = ("--ckpt_path", "last")
     rest = together(zygote, folder, ranks, *more) if ranks > 1 else [Run(zygote, folder, *more)]
     assert [run.wait() for run in rest] == [0] * ranks, rest[0].said
-    assert f"last: runs/run/version_0/checkpoints/interrupted.ckpt (step {runs[0].steps})" in (
-        rest[0].said
-    )
+    assert f"last: runs/run/version_0/checkpoints/interrupted.ckpt (step {steps})" in rest[0].said
     assert differences(final(undisturbed("lia", ranks=ranks)), final(folder)) == []
 
 
@@ -88,9 +87,10 @@ def test_slurm_is_asked_to_queue_a_job_again(zygote, clips, undisturbed, tmp_pat
     first.until(EVERY + 3)
     os.kill(first.pid, signal.SIGUSR1)
     assert first.wait() == 128 + signal.SIGUSR1, first.said
+    steps = first.steps
     assert (tmp_path / "requeued").read_text() == "requeue 42\n"
     assert "job 42 is queued again" in first.said
     second = Run(zygote, folder, *line, **job)
     assert second.wait() == 0, second.said
-    assert f"interrupted.ckpt (step {first.steps})" in second.said
+    assert f"interrupted.ckpt (step {steps})" in second.said
     assert differences(final(undisturbed("lia")), final(folder)) == []
