@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -14,13 +15,24 @@ from lmdvid.navigator import LatentNavigator
 from lmdvid.tasks import nonfinite as bad_numbers
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
-__all__ = ["AdversarialTask", "Batch", "NonFiniteLossError", "PrecisionError", "PredictionError"]
+__all__ = [
+    "AdversarialTask",
+    "Batch",
+    "NonFiniteLossError",
+    "PrecisionError",
+    "PredictionError",
+    "StrategyError",
+]
 
 Batch = dict[str, Any]
 
 
 class PrecisionError(ValueError):
     """The trainer's precision is one that the networks cannot run in."""
+
+
+class StrategyError(ValueError):
+    """The trainer's strategy is one that the task cannot be trained with."""
 
 
 class PredictionError(ValueError):
@@ -147,7 +159,13 @@ class AdversarialTask(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work."""
+        """Refuse a precision or a strategy that cannot work."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise StrategyError(
+                f"trainer.strategy {type(self.trainer.strategy).__name__} splits the weights, and "
+                "the moving average and the orthonormal basis need them whole: use "
+                "ddp_find_unused_parameters_true; what one GPU holds is below 5 GB"
+            )
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "

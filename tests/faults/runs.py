@@ -267,3 +267,21 @@ class Measured(Callback):
             },
         }
         torch.save(content, f"measured{trainer.global_rank}.pt")
+
+
+class Sent(Callback):
+    """Counts the bytes that the first step gives to the other processes."""
+
+    def on_train_start(self, trainer, pl_module):
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        self.bytes = 0
+
+        def counted(group, bucket):
+            self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
+            return allreduce_hook(group, bucket)
+
+        trainer.strategy.model.register_comm_hook(None, counted)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        Path(f"sent{trainer.global_rank}").write_text(str(self.bytes))

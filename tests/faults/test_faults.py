@@ -48,7 +48,7 @@ def test_a_disk_that_becomes_full_keeps_the_previous_checkpoint(
             file.write(bytes(4096))
             file.flush()
     assert run.wait() == 1
-    assert "lightning: error: No space left on device: " in run.said.splitlines()[-1]
+    assert "lightning: error: No space left on device" in run.said.splitlines()[-1]
     kept = list(Path(small_disk, "run/version_0/checkpoints").iterdir())
     assert kept
     assert all(checkpoints.check(path) >= EVERY for path in kept)  # nothing half-written
@@ -69,7 +69,7 @@ def test_a_limit_of_the_files_size_is_no_better(zygote, clips, tmp_path):
     run.until(EVERY)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
     assert run.wait() == 1
-    assert f"File too large: {folder}/runs/run/version_0/checkpoints/" in run.said
+    assert "error: File too large: runs/run/version_0/checkpoints/" in run.said.splitlines()[-1]
     assert checkpoints.check(folder / LAST) >= EVERY
     assert not list(folder.rglob("*.part"))
 
@@ -140,7 +140,7 @@ def test_a_process_that_dies_ends_the_others_and_all_go_on(
     other = runs[1 - lost]
     assert other.wait() == 1, other.said
     assert time.monotonic() - began < 60
-    assert "another process of this training ended (connection closed by peer" in other.said
+    assert "error: another process of this training ended (connection " in other.said
     resumed = together(zygote, folder, 2, "--ckpt_path", "last")
     assert [run.wait() for run in resumed] == [0, 0], resumed[0].said
     assert differences(final(undisturbed("lia", ranks=2)), final(folder)) == []

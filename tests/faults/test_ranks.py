@@ -1,8 +1,20 @@
 """Two processes with B clips each do what one with 2 B does."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
-from runs import Run, experiment, final, prepare, together
+from runs import EVERY, ROOT, Run, experiment, final, prepare, together
+from test_resume import differences
+
+from lmdvid.tasks.inmodegan import InMoDeGAN
+from lmdvid.tasks.lia import LIA
 
 pytestmark = pytest.mark.slow
 
@@ -91,3 +103,65 @@ def test_one_process_bad_numbers_let_all_leave_the_batch_out(zygote, clips, tmp_
     assert "loss is not finite at step 2 (l1 inf" in runs[1].said
     assert "gradient is not finite at step 2 (l1 " in runs[0].said
     assert len((folder / "keys0.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("system", ["lia", "inmodegan"])
+def test_a_step_sends_what_the_scaling_model_counts(zygote, clips, tmp_path, monkeypatch, system):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from scaling import bytes_per_step
+
+    configuration = experiment(system, clips, ranks=2)
+    configuration["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
+    configuration["trainer"]["callbacks"] = [{"class_path": "runs.Sent"}]
+    folder = prepare(tmp_path / "sent", configuration)
+    runs = together(zygote, folder, 2)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said
+    task = {"lia": LIA, "inmodegan": InMoDeGAN}[system](**configuration["model"]["init_args"])
+    sent = [int((folder / f"sent{rank}").read_text()) for rank in range(2)]
+    assert sent == [bytes_per_step(task)] * 2
+
+
+def test_torchrun_starts_anew_after_a_process_was_killed(clips, undisturbed, tmp_path):
+    """Its agent and workers as on a cluster; the line of `docs/scaling.md`, at its smallest."""
+    folder = prepare(tmp_path / "elastic", experiment("lia", clips, ranks=2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    command += ["-m", "lmdvid", "fit", "--config", "run.yaml", "--ckpt_path", "last"]
+    paths = f"{ROOT}:{ROOT / 'tests/faults'}"
+    with (folder / "out.txt").open("w") as output:
+        agent = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        step = folder / "step1"
+        while not step.exists() or int(step.read_text()) < EVERY + 1:
+            assert agent.poll() is None, (folder / "out.txt").read_text()
+            time.sleep(0.01)
+        workers = [pid for pid in _children(agent.pid) if "lmdvid" in _line(pid)]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        assert agent.wait(250) == 0, (folder / "out.txt").read_text()
+    finally:
+        if agent.poll() is None:
+            os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+    said = (folder / "out.txt").read_text()
+    assert "--ckpt_path last: no checkpoint of this experiment yet" in said
+    assert "--ckpt_path last: runs/run/version_0/checkpoints/" in said
+    assert differences(final(undisturbed("lia", ranks=2)), final(folder)) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
