@@ -1,5 +1,6 @@
 """Which clips a folder holds, whom they show, and which of them are held out."""
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -88,8 +89,8 @@ def _walk(
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.name.startswith("."):
                     continue
-                path, folder = root / entry.name, entry.is_dir()
-                if suffix in suffixes and (_is_clip(path) if folder else entry.is_file()):
+                path, folder = root / entry.name, _follow(entry.is_dir)
+                if suffix in suffixes and (_is_clip(path) if folder else _follow(entry.is_file)):
                     clips.append(path)
                 elif suffix in IMAGE_SUFFIXES:
                     stills = True
@@ -103,6 +104,15 @@ def _walk(
     if stills and not clips and not folders:
         return [root]
     return clips + [clip for folder in folders for clip in _walk(folder, suffixes, within)]
+
+
+def _follow(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link that leads to itself leads nowhere
+            raise
+        return False
 
 
 def _is_clip(path: Path) -> bool:

@@ -338,7 +338,8 @@ def _continue_epoch(trainer: L.Trainer) -> None:
         return
     current = progress.current
     unfinished = current.ready - current.completed  # its checkpoint was written within a batch
-    current.ready = current.started = current.processed = behind
+    for count in ("ready", "started", "processed"):
+        setattr(current, count, behind)
     current.completed = behind - unfinished
 
 

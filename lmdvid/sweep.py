@@ -21,13 +21,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _FOLDER = "folder"  # of a trial; one that takes over an earlier trial has its folder
-_DISTRIBUTIONS = (
-    "uniform",
-    "log_uniform_values",
-    "int_uniform",
-    "categorical",
-    "constant",
-)
+_DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values")
 
 
 class SweepError(ValueError):
@@ -110,13 +104,14 @@ def _check(place: str, domain: Any, method: str) -> None:
     if domain.get("values") or "value" in domain:
         return
     kind = domain.get("distribution", "uniform")
-    ends = domain.get("min"), domain.get("max")
-    if kind not in _DISTRIBUTIONS or not all(isinstance(end, int | float) for end in ends):
+    low, high = domain.get("min"), domain.get("max")
+    numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    if kind not in _DISTRIBUTIONS or not numbers:
         raise SweepError(
             f"{place}: give value, values, or min and max with a distribution uniform, int_uniform "
             "or log_uniform_values"
         )
-    if ends[0] >= ends[1] or (kind.startswith("log") and ends[0] <= 0):
+    if low >= high or (kind.startswith("log") and low <= 0):
         raise SweepError(f"{place}: min is to be below max, and above 0 for a logarithm")
     if method == "grid":
         raise SweepError(f"{place}: a grid needs values, not a range")

@@ -12,12 +12,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCHES, EVERY = 28, 12, 4  # of a run, in an epoch, between checkpoints
+
+ALL = "LMDVID_FAULTS" in os.environ
+long = pytest.mark.skipif(not ALL, reason="takes long: LMDVID_FAULTS=1 pytest tests/faults runs it")
 
 MODELS = {
     "lia": {
@@ -237,11 +241,13 @@ class Measured(Callback):
     """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        torch.manual_seed(7)
         rank, ranks = trainer.global_rank, trainer.world_size
 
         def shared(draw, size_at):
             def drawn(*args, **more):
+                if not self.seeded:  # the task has its own seed for each process
+                    torch.manual_seed(7)
+                    self.seeded = True
                 args = list(args)
                 sizes = list(args[size_at]) if size_at else args
                 sizes[0] *= ranks
@@ -250,6 +256,7 @@ class Measured(Callback):
 
             return drawn
 
+        self.seeded = False
         self.draws = {"rand": torch.rand, "randn": torch.randn, "randint": torch.randint}
         for name, draw in self.draws.items():
             setattr(torch, name, shared(draw, int(name == "randint")))

@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from damage import damaged
-from runs import Run, experiment, prepare
+from runs import Run, experiment, long, prepare
 
 from data_modules.base import DataError
 from data_modules.index import find_clips
@@ -23,6 +24,7 @@ def hopeless(name: str) -> bool:
     return name.split("_", 1)[1].startswith(HOPELESS)
 
 
+@long
 def test_a_thousand_damaged_files_end_neither_workers_nor_training(zygote, clips, tmp_path):
     root = tmp_path / "set"
     (root / "train").mkdir(parents=True)
@@ -80,6 +82,7 @@ def test_a_worker_that_is_stuck_ends_the_run_with_the_files_name(zygote, clips, 
     assert re.search(rf"error: reading {root}/train/\S+\.mp4 did not end within 3 s: remove", last)
 
 
+@long
 def test_clips_that_vanish_in_training_are_named_and_counted(zygote, clips, tmp_path):
     root = Path(shutil.copytree(clips, tmp_path / "set"))
     configuration = experiment("lia", str(root), workers=2)
@@ -109,11 +112,16 @@ def test_links_in_a_circle_are_followed_once(tmp_path):
     assert list(find_clips(tmp_path / "set")) == ["a/b/x.mp4", "other/y.mp4"]
 
 
-def test_a_folder_that_may_not_be_entered(tmp_path):
-    if os.geteuid() == 0:
-        for path in (tmp_path, *list(tmp_path.parents)[:2]):
-            path.chmod(0o755)
-    locked = tmp_path / "set/locked"
+@pytest.fixture
+def public():
+    """A folder that everybody may enter, unlike those of pytest."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_folder_that_may_not_be_entered(public):
+    locked = public / "set/locked"
     locked.mkdir(parents=True)
     locked.chmod(0)
     before = os.geteuid()
@@ -121,7 +129,7 @@ def test_a_folder_that_may_not_be_entered(tmp_path):
         if before == 0:
             os.seteuid(65534)  # root may enter everywhere
         with pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
-            find_clips(tmp_path / "set")
+            find_clips(public / "set")
     finally:
         os.seteuid(before)
         locked.chmod(0o755)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import EVERY, ROOT, Run, experiment, final, prepare, together
+from runs import EVERY, ROOT, Run, experiment, final, long, prepare, together
 from test_resume import differences
 
 from lmdvid.tasks.inmodegan import InMoDeGAN
@@ -89,6 +89,7 @@ class Treacherous(LIA):
 """
 
 
+@long
 def test_one_process_bad_numbers_let_all_leave_the_batch_out(zygote, clips, tmp_path):
     configuration = experiment("lia", clips, ranks=2)
     configuration["model"]["class_path"] = "treacherous.Treacherous"
@@ -121,6 +122,7 @@ def test_a_step_sends_what_the_scaling_model_counts(zygote, clips, tmp_path, mon
     assert sent == [bytes_per_step(task)] * 2
 
 
+@long
 def test_torchrun_starts_anew_after_a_process_was_killed(clips, undisturbed, tmp_path):
     """Its agent and workers as on a cluster; the line of `docs/scaling.md`, at its smallest."""
     folder = prepare(tmp_path / "elastic", experiment("lia", clips, ranks=2))
