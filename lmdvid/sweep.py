@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def run_sweep(
         import optuna
     except ImportError:
         raise SweepError("optuna is not installed: pip install 'lmdvid[sweep]'") from None
-    from optuna.storages import RDBStorage, RetryFailedTrialCallback
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import TrialState
 
     folder = Path(folder)
@@ -156,14 +157,14 @@ def run_sweep(
         trials = math.prod(map(len, space.values()))
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = RDBStorage(
-        f"sqlite:///{folder / 'study.db'}",
-        engine_kwargs={"connect_args": {"timeout": 100}},  # seconds, while others write
-        heartbeat_interval=heartbeat,
-        failed_trial_callback=RetryFailedTrialCallback(
-            max_retry=3, inherit_intermediate_values=True
-        ),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            f"sqlite:///{folder / 'study.db'}",
+            engine_kwargs={"connect_args": {"timeout": 100}},  # seconds, while others write
+            heartbeat_interval=heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+        )
     samplers = {
         "grid": lambda: optuna.samplers.GridSampler(space, seed=0),
         "random": optuna.samplers.RandomSampler,
@@ -181,8 +182,8 @@ def run_sweep(
 
     def objective(trial: Any) -> float:
         chosen = {name: _suggest(trial, name, d) for name, d in sweep.parameters.items()}
-        earlier = RetryFailedTrialCallback.retried_trial_number(trial)
-        number = trial.number if earlier is None else earlier
+        attributes = study.get_trials(deepcopy=False)[trial.number].system_attrs
+        number = attributes.get("failed_trial", trial.number)
         place = folder / f"trial_{number:04d}"
         trial.set_user_attr(_FOLDER, place.name)
         value = _train(sweep, chosen, place, more)

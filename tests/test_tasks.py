@@ -272,7 +272,7 @@ def test_bf16_mixed_trains_and_bf16_true_is_refused(tmp_path):
 def test_strategies_that_split_the_weights_are_refused():
     task = LIA(**SMALL)
     task._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
-    with pytest.raises(StrategyError, match="FSDPStrategy splits the weights.*: use ddp_find"):
+    with pytest.raises(StrategyError, match=r"FSDPStrategy splits the weights.*: use ddp_find"):
         task.setup("fit")
 
 

@@ -41,7 +41,7 @@ def test_a_disk_that_becomes_full_keeps_the_previous_checkpoint(
     folder = prepare(tmp_path / "full", experiment("lia", clips))
     (folder / "runs").symlink_to(small_disk)
     run = Run(zygote, folder)
-    run.until(EVERY)
+    run.until(EVERY + 1)  # the first checkpoint is written
     ballast = small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -66,7 +66,7 @@ def test_a_limit_of_the_files_size_is_no_better(zygote, clips, tmp_path):
     """As quotas work; anybody may set this one, from outside on the running process."""
     folder = prepare(tmp_path / "limited", experiment("lia", clips))
     run = Run(zygote, folder)
-    run.until(EVERY)
+    run.until(EVERY + 1)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
     assert run.wait() == 1
     assert "error: File too large: runs/run/version_0/checkpoints/" in run.said.splitlines()[-1]
