@@ -80,6 +80,7 @@ class BAIR(VideoDataModule):
         max_clips: use only so many clips of the training folder (or, before splitting, of root).
         eval_clips: number of held-out clips for validation, all where null.
         eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
+        whole_test: all frames in testing, see `VideoDataModule`.
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every held-out clip with the next one.
         generate: videos to make from noise in prediction; see `VideoDataModule`.
@@ -110,6 +111,7 @@ class BAIR(VideoDataModule):
         max_clips: int | None = None,
         eval_clips: int | None = 16,
         eval_frames: int | None = 30,
+        whole_test: bool = False,
         pairs: str | None = None,
         generate: int | None = None,
         max_unreadable: float = 0.05,
@@ -133,6 +135,7 @@ class BAIR(VideoDataModule):
             max_clips=max_clips,
             eval_clips=eval_clips,
             eval_frames=eval_frames,
+            whole_test=whole_test,
             pairs=pairs,
             generate=generate,
             max_unreadable=max_unreadable,

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.augment import augment, build_augmentation
@@ -31,6 +32,7 @@ from data_modules.sampling import (
     ClipDataset,
     ClipLoader,
     ClipSampler,
+    CrossDataset,
     Decoding,
     Failures,
     PairDataset,
@@ -110,6 +112,9 @@ class VideoDataModule(LightningDataModule):
             with, such as the VoxCeleb2-mini that InMoDeGAN's paper names but does not list.
         eval_clips: number of held-out clips for validation, all where null.
         eval_frames: frames of each clip in evaluation; null takes all, one clip at a time.
+        whole_test: all frames in testing, one clip at a time, whatever `eval_frames` says.
+        cross: in testing add `cross_driving` (B,T,3,H,W), the frames of a clip of the next identity
+            that drive each clip's first frame, and `cross_key`, its name.
         pairs: csv with the columns source, driving and perhaps frame (of the source) for
             prediction; null pairs every held-out clip with one of the next identity.
         generate: videos to make from noise in prediction, which then needs no clip: batches are the
@@ -152,6 +157,8 @@ class VideoDataModule(LightningDataModule):
         identities: int | None = None,
         eval_clips: int | None = 16,
         eval_frames: int | None = 16,
+        whole_test: bool = False,
+        cross: bool = False,
         pairs: str | None = None,
         generate: int | None = None,
         max_unreadable: float = 0.05,
@@ -209,6 +216,8 @@ class VideoDataModule(LightningDataModule):
         self.identities = identities
         self.eval_clips = eval_clips
         self.eval_frames = None if sampling == "all" else eval_frames
+        self.whole_test = whole_test
+        self.cross = cross
         self.pairs = pairs
         self.generate = generate
         self.max_unreadable = max_unreadable
@@ -456,11 +465,30 @@ class VideoDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list:
         """Held-out clips for validation, in fixed order; none where holdout is 0."""
-        return self._eval_loader(self.val_clips) if self.val_clips else []
+        if not self.val_clips:
+            return []
+        return self._eval_loader(self.val_clips, self.eval_frames is None)
 
     def test_dataloader(self) -> DataLoader:
-        """All held-out clips in fixed order."""
-        return self._eval_loader(self.test_clips)
+        """All held-out clips in fixed order, each once, whatever the number of processes."""
+        clips, trainer = self.test_clips, self.trainer
+        if self.cross and len({clip.identity for clip in clips}) < 2:
+            raise DataError(
+                f"cross is true, but all {len(clips)} clips for testing show {clips[0].identity}; "
+                "set it to false"
+            )
+        options: dict[str, Any] = {}
+        if trainer is not None and trainer.world_size > 1:
+            if len(clips) < trainer.world_size:
+                raise DataError(
+                    f"{len(clips)} clips for testing on {trainer.world_size} devices: use fewer"
+                )
+            # Lightning's own share would be filled up by clips that others have as well.
+            options["sampler"] = UnrepeatedDistributedSampler(
+                range(len(clips)), trainer.world_size, trainer.global_rank, shuffle=False
+            )
+        whole = self.eval_frames is None or self.whole_test
+        return self._eval_loader(clips, whole, self.cross, **options)
 
     def predict_dataloader(self) -> DataLoader:
         """Numbers of videos to make, or pairs, one at a time, as driving clips differ in length."""
@@ -482,20 +510,28 @@ class VideoDataModule(LightningDataModule):
             **self._worker_options(),
         )
 
-    def _eval_loader(self, clips: Sequence[Clip]) -> DataLoader:
-        samples = partial(self._samples, clips, False)
+    def _eval_loader(
+        self, clips: Sequence[Clip], whole: bool, cross: bool = False, **options: Any
+    ) -> DataLoader:
+        samples = partial(self._samples, clips, False, whole=whole, cross=cross)
         return ClipLoader(
             samples(self._decoder),
             self._left_out(clips),
             self._decoding(samples),
-            batch_size=1 if self.eval_frames is None else self.batch_size,
+            batch_size=1 if whole else self.batch_size,
+            **options,
             **self._worker_options(),
         )
 
     def _samples(
-        self, clips: Sequence[Clip], training: bool, decoder: GpuDecoder | None
+        self,
+        clips: Sequence[Clip],
+        training: bool,
+        decoder: GpuDecoder | None,
+        whole: bool = False,
+        cross: bool = False,
     ) -> Dataset:
-        whole = self.sampling == "all" or (not training and self.eval_frames is None)
+        whole = whole or self.sampling == "all"
         samples = self.samples(
             clips,
             self.size,
@@ -508,7 +544,7 @@ class VideoDataModule(LightningDataModule):
             backend=self.backend,
             decoder=decoder,
         )
-        return self.add_truth(samples, training)
+        return CrossDataset(samples) if cross else self.add_truth(samples, training)
 
     def _decoding(self, samples: Callable[[None], Dataset]) -> Decoding | None:
         """Return what decodes here where a GPU does; `samples` makes the data set for the CPU."""

@@ -166,6 +166,10 @@ class ClipDataset(Dataset):
             "frames": torch.from_numpy(frames),
         }
 
+    def window(self, clip: Clip) -> np.ndarray:
+        """Return the numbers of the frames that evaluation takes of a clip."""
+        return self._draw(clip, np.random.default_rng(self.seed))
+
     def _draw(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
         if self.sampling == "all":
             return np.arange(clip.start, clip.stop, self.stride, dtype=np.int64)
@@ -303,6 +307,36 @@ class Decoding:
             frames = resize(centre_square(frames), self.size)
             return frames[0] if isinstance(value.frames, int) else frames
         return value.to(self.decoder.device) if isinstance(value, torch.Tensor) else value
+
+
+class CrossDataset(Dataset):
+    """Samples for evaluation, each with another identity's frames to drive it.
+
+    Adds `cross_driving` (T,H,W,3), the frames that evaluation takes of that clip, and `cross_key`,
+    its name.
+
+    Args:
+        samples: what to add them to.
+    """
+
+    def __init__(self, samples: ClipDataset):
+        self.samples = samples
+        pairs = pair_with_next_identity(samples.clips)
+        self.drivers = {source.key: driving for source, _, driving in pairs}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: int | Item) -> dict[str, Any]:
+        sample = self.samples[item]
+        if "video" not in sample:  # it could not be read
+            return sample
+        driver = self.drivers[sample["key"]]
+        try:
+            driving = self.samples.load(driver, self.samples.window(driver))["video"]
+        except VideoReadError as error:
+            return {"failed": [(driver.path, str(error))]}
+        return sample | {"cross_driving": driving, "cross_key": driver.key}
 
 
 def pair_with_next_identity(clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]]:

@@ -3,6 +3,8 @@
 import csv
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lmdvid.loggers import log_video
-from lmdvid.metrics.animation import ReconstructionScores
+from lmdvid.metrics.batches import BatchScores
 from lmdvid.metrics.probe import PictureProbe, leakage
 from lmdvid.metrics.protocols import protocol
-from lmdvid.networks.features.lpips import LPIPS
+from lmdvid.networks import MissingWeightsError
+from lmdvid.networks.features.frozen import VideoFeatures
 from lmdvid.video import to_float, to_uint8, write_image, write_video
 
 
@@ -72,10 +75,11 @@ class SampleVideos(L.Callback):
     def _collect(self, trainer: L.Trainer, outputs: Any) -> None:
         if not trainer.is_global_zero or not isinstance(outputs, dict):
             return
-        length = max((p.shape[1] for p in outputs.values() if p.ndim == 5), default=1)
+        shown = [panel for panel in outputs.values() if isinstance(panel, Tensor)]
+        length = max((p.shape[1] for p in shown if p.ndim == 5), default=1)
         panels = [
             panel if panel.ndim == 5 else panel[:, None].expand(-1, length, -1, -1, -1)
-            for panel in outputs.values()
+            for panel in shown
         ]
         for row in zip(*panels, strict=True):
             if len(self._rows) < self.clips:
@@ -87,42 +91,73 @@ class SampleVideos(L.Callback):
 
 
 class StoreScores(L.Callback):
-    """Store all scores that `lightning test` shows as JSON, with what they depend on.
+    """Score what a task makes in testing by protocols, and store all scores as JSON.
 
-    Tasks and other callbacks log their scores; this adds those of a protocol that compares videos
-    with the truth, from the panels `result` and `truth` (or else `driving`) that `test_step`
-    returns.
+    Every score that the task and other callbacks log is stored with what it depends on. Protocols
+    add theirs as `test/NAME` and `test/NAME_SCORE`; the file has their results whole, in the form
+    of `lmdvid evaluate`, so that only like is compared with like.
+
+    A task's `test_step` returns under `compared` pairs of videos (B, T, 3, H, W), the results and
+    the real ones: `own` are pictures animated by their own video's motion, `other` by another
+    identity's, `noise` videos from noise. Networks are loaded before anything is generated.
 
     Args:
         output: The JSON file; None writes `scores.json` beside the logger's files.
-        protocol: Its name, such as `lia_reconstruction`; None adds no scores.
-        weights: File of the protocol's network, or its folder; None looks in LMDVID_WEIGHTS.
+        protocols: Their names, see `lmdvid evaluate --list`; without the weights that one of them
+            needs, the test does not begin.
+        published: More of them, each left out, and named, where its published weights are missing.
+        weights: Folder of weights; None looks in LMDVID_WEIGHTS.
+        detectors: Dotted paths of installed functions for AKD, MKR (`keypoints`), AED and CSIM
+            (`identity`), see `lmdvid.metrics.detections.load_detector`; without one, the scores
+            are null.
+
+    Raises:
+        ProtocolError: There is no such protocol.
+        WeightsError: Weights are missing, or are others than the published ones.
     """
 
     def __init__(
-        self, output: str | None = None, protocol: str | None = None, weights: str | None = None
+        self,
+        output: str | None = None,
+        protocols: Sequence[str] = (),
+        published: Sequence[str] = (),
+        weights: str | None = None,
+        detectors: Mapping[str, str] | None = None,
     ) -> None:
-        self.output = output
-        self.protocol = protocol
-        self.weights = weights
-        self._scores: ReconstructionScores | None = None
-        self._digests: dict[str, str] = {}
-        self._clips = 0
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load what the protocol needs, before anything is generated."""
-        self._clips = 0
-        if self.protocol is None:
-            return
-        by = protocol(self.protocol)
-        if by.pixels is None:
+        if unknown := sorted(set(detectors or {}) - {"keypoints", "identity"}):
             raise ValueError(
-                f"StoreScores: {by.name} does not compare videos with the truth; use "
-                "reconstruction, lia_reconstruction or fomm_reconstruction"
+                f"StoreScores: no detectors of {', '.join(unknown)}; possible are keypoints and "
+                "identity"
             )
-        lpips = LPIPS(by.lpips, self.weights).to(pl_module.device) if by.lpips else None
-        self._digests = {} if lpips is None else {f"lpips_{by.lpips}": lpips.digest}
-        self._scores = ReconstructionScores(by.pixels, lpips).to(pl_module.device)
+        self.output = output
+        self.protocols = [protocol(name) for name in protocols]
+        self.published = [protocol(name) for name in published]
+        self.weights = weights
+        self.detectors = detectors
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load what the protocols need, before anything is generated."""
+        self._scores: list[BatchScores] = []
+        self._results: list[dict[str, Any]] = []
+        self._left_out: dict[str, str] = {}
+        self._content: dict[str, str] = {}
+        self._given: set[int] = set()
+        if stage != "test":
+            return
+        networks: dict[str, VideoFeatures] = {}
+        options = self.weights, trainer.strategy.root_device, self.detectors, networks
+        for by in self.protocols:
+            self._scores.append(BatchScores(by, *options))
+        for by in self.published:
+            try:
+                self._scores.append(BatchScores(by, *options))
+            except MissingWeightsError as error:
+                self._left_out[by.name] = " ".join(str(error).split())
+        if self._left_out and trainer.is_global_zero:
+            print(
+                f"left out, without their weights: {', '.join(self._left_out)} (`lmdvid weights` "
+                "says where to get them)"
+            )
 
     def on_test_batch_end(
         self,
@@ -132,53 +167,93 @@ class StoreScores(L.Callback):
         batch: Any,
         *args: Any,
     ) -> None:
-        """Compare this batch's videos with the truth."""
-        self._clips += len(batch["video"])
-        if self._scores is not None:
-            truth = outputs["truth" if "truth" in outputs else "driving"]
-            self._scores.update(outputs["result"], truth)
+        """Compare this batch's videos."""
+        keys, real = list(map(str, batch["key"])), batch["video"]
+        self._given.add(real.shape[1])
+        for key, video in zip(keys, to_uint8(real.cpu()), strict=True):
+            self._content[key] = sha256(video.numpy().tobytes()).hexdigest()
+        compared = outputs.get("compared", {}) if isinstance(outputs, dict) else {}
+        for scores in self._scores:
+            by = scores.by
+            kind = "noise" if "noise" in compared and by.motion == "own" else by.motion
+            pairs = by.pixels is not None or bool(by.detections)
+            if kind not in compared or (kind == "noise" and pairs):
+                given = ", ".join(compared) or "nothing"
+                wanted = "own or noise" if by.motion == "own" and not pairs else by.motion
+                remedy = "; give data.init_args.cross true" if by.motion == "other" else ""
+                raise ValueError(
+                    f"StoreScores: {by.name} compares videos of the kind {wanted}, but "
+                    f"{type(pl_module).__name__} with this data gives {given}{remedy}"
+                )
+            scores.update(keys, *compared[kind], source=real[:, 0])
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the protocol's scores."""
-        if self._scores is not None:
-            scores = self._scores.compute()
-            pl_module.log_dict(
-                {f"test/{self.protocol}_{k}": v.float() for k, v in scores.items()}, sync_dist=True
-            )
+        """Log the protocols' scores."""
+        for scores in self._scores:
+            name = scores.by.name
+            try:
+                result = scores.compute()
+            except ValueError as error:  # the same in every process
+                self._left_out[name] = str(error)
+                continue
+            self._results.append(result)
+            for score, value in result["scores"].items():
+                if value is not None:
+                    label = f"test/{name}" if score == name else f"test/{name}_{score}"
+                    pl_module.log(label, value, sync_dist=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file."""
-        clips = int(trainer.strategy.reduce(torch.tensor(self._clips), reduce_op="sum"))
+        seen = (self._content, self._given, [s.too_short for s in self._scores])
+        parts: list[Any] = [seen]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, seen)
+        # All processes must ask for the folder.
+        path = Path(self.output) if self.output else Path(trainer.log_dir or ".", "scores.json")
         if not trainer.is_global_zero:
             return
-        scores = {
-            name.removeprefix("test/"): value.item()
-            for name, value in sorted(trainer.callback_metrics.items())
-            if name.startswith("test/")
+        content = {key: digest for part in parts for key, digest in part[0].items()}
+        given = sorted({length for part in parts for length in part[1]})
+        shared = {
+            "real_content": sha256(json.dumps(sorted(content.items())).encode()).hexdigest(),
+            "frames_given": [given[0], given[-1]] if given else None,
         }
+        short = {
+            scores.by.name: sorted(name for part in parts for name in part[2][index])
+            for index, scores in enumerate(self._scores)
+        }
+        for result in self._results:
+            result |= shared | {"too_short": short[result["protocol"]["name"]]}
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        result = {
-            "scores": scores,
-            "clips": clips,
+        stored = {
+            "scores": {
+                name.removeprefix("test/"): value.item()
+                for name, value in sorted(trainer.callback_metrics.items())
+                if name.startswith("test/")
+            },
+            "clips": len(content),
             "task": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "protocol": protocol(self.protocol).describe() if self.protocol else None,
-            "weights": self._digests,
+            "protocols": self._results,
+            "left_out": self._left_out,
             "torch": torch.__version__,
         }
-        path = Path(self.output) if self.output else Path(trainer.log_dir or ".", "scores.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        path.write_text(json.dumps(stored, indent=2) + "\n")
+        for name, reason in self._left_out.items():
+            print(f"no {name}: {reason}")
         print(f"wrote {path}")
 
 
 class ProbeScores(L.Callback):
     """Pose error and identity leakage of animations, where pose and identity are known.
 
-    Before testing two `PictureProbe`s learn to read pose and identity off real training pictures
-    (each process from its share). Then, over the panels `result`, `truth` and `driving` of a
-    cross-identity test, in standard deviations of the coordinates that the probe can read:
+    Before testing two `PictureProbe`s learn to read pose and identity off real training pictures;
+    each process brings its share, and all learn from all of them. Then, over the panels `result`,
+    `truth` and `driving` of a cross-identity test, in standard deviations of the coordinates that
+    the probe can read:
     `pose_error` is the mean |difference| of the pose read off result and truth; `still_pose_error`
     what the source standing still would have; `probe_pose_error` is how far the probe itself is
     from the exact pose of real test pictures. `identity_leak` is 0 where the result keeps the
@@ -220,10 +295,16 @@ class ProbeScores(L.Callback):
                     batch["identity"].repeat_interleave(video.shape[1], 0),
                 )
             )
-            if count >= self.pictures:
+            if count * trainer.world_size >= self.pictures:
                 break
-        features, pose, identity = (torch.cat(parts) for parts in zip(*found, strict=True))
-        pose, identity = pose.to(features.device), identity.to(features.device)
+        share = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
+        shares: list[Any] = [share]
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, share)
+        features, pose, identity = (
+            torch.cat(parts).to(pl_module.device) for parts in zip(*shares, strict=True)
+        )
         groups = identity.unique(dim=0, return_inverse=True)[1]
         for name, targets in (("pose", pose), ("identity", identity)):
             fitted = PictureProbe(probe.network).fit(features, targets, groups)

@@ -1,11 +1,13 @@
 """Folders of videos to scores by a named protocol: one clip of each process in memory at a time."""
 
 import json
+import math
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
@@ -26,17 +28,9 @@ from lmdvid.metrics.animation import (
     ReconstructionScores,
     pairs_of,
 )
-from lmdvid.metrics.detections import as_points, load_detections
-from lmdvid.metrics.frechet import (
-    ExtrapolatedFrechetDistance,
-    FrechetDistance,
-    expected_distance,
-)
-from lmdvid.metrics.kernel import KernelDistance
-from lmdvid.metrics.precision_recall import PrecisionRecall
+from lmdvid.metrics.detections import SCORES, as_points, load_detections
 from lmdvid.metrics.protocols import NETWORKS, Protocol, Side, protocol
-from lmdvid.metrics.samples import TwoSampleMetric
-from lmdvid.networks.features.frozen import VideoFeatures
+from lmdvid.metrics.sets import SetScores, TooFewError
 from lmdvid.networks.features.lpips import LPIPS
 from lmdvid.video import VideoReadError, probe, read_clip, stream_frames, to_float
 
@@ -57,22 +51,41 @@ class _Set:
 
     side: Side
     clips: dict[str, Path]
-    found: int
+    limit: int | None
+    looked_at: int = 0
+    """Clips tried, the first ones by name."""
     broken: dict[str, str] = field(default_factory=dict)
     short: list[str] = field(default_factory=list)
     decoded: int = 0
+    """Clips decoded by all processes, and by this one."""
+    decoded_here: int = 0
+
+    @property
+    def usable(self) -> int:
+        return self.looked_at - len(self.broken) - len(self.short)
+
+    def first(self) -> dict[str, Path]:
+        """Return the clips that a limit takes if all can be used."""
+        return dict(list(self.clips.items())[: self.limit])
+
+    def more(self) -> dict[str, Path]:
+        """Return the clips to look at next: as many as the limit still lacks; none at the end."""
+        lacking = None if self.limit is None else self.limit - self.usable
+        chosen = list(self.clips.items())[self.looked_at :][:lacking]
+        self.looked_at += len(chosen)
+        return dict(chosen)
 
     def gather(self) -> None:
-        """Add up what the processes have seen."""
-        parts = _gather((self.broken, self.short, self.decoded))
+        """Tell all processes what each has seen."""
+        parts = _gather((self.broken, self.short, self.decoded_here))
         self.broken = dict(sorted((k, v) for p in parts for k, v in p[0].items()))
-        self.short = sorted(key for p in parts for key in p[1])
+        self.short = sorted({key for p in parts for key in p[1]})
         self.decoded = sum(p[2] for p in parts)
 
     def report(self) -> dict[str, Any]:
         return {
-            "found": self.found,
-            "looked_at": len(self.clips),
+            "found": len(self.clips),
+            "looked_at": self.looked_at,
             "decoded": self.decoded,
             "broken": self.broken,
             "too_short": self.short,
@@ -128,10 +141,7 @@ def evaluate(
     start = time.monotonic()
     by = protocol(by) if isinstance(by, str) else by
     device = torch.device(device)
-    sets = [
-        _Set(side, dict(sorted(clips.items())[: by.limit]), len(clips))
-        for side, clips in _sides(real, fake)
-    ]
+    sets = [_Set(side, dict(sorted(clips.items())), by.limit) for side, clips in _sides(real, fake)]
     for one in sets:
         if not one.clips:
             raise EvaluationError(f"there is no {_word(one.side)} video")
@@ -150,14 +160,20 @@ def evaluate(
     with Progress(*columns, disable=not shown) as bar:
         if by.features:
             network = NETWORKS[by.features](weights).to(device)
-            settings = _Settings(by, network, device, batch_size, workers, bar)
-            _compare_sets(
-                result, sets, settings, extrapolate, None if cache is None else Path(cache)
-            )
+            try:
+                scores = SetScores(by, network, device, extrapolate)
+            except ValueError as error:
+                raise EvaluationError(str(error)) from None
+            settings = _Settings(scores, device, batch_size, workers, bar)
+            _compare_sets(result, sets, settings, None if cache is None else Path(cache))
         if by.pixels:
             _compare_pairs(result, sets, by, weights, device, bar)
     _compare_detections(result, by, detections or {})
-    result["real_content"] = result.get("real_content") or _content(sets[0])
+    result["scores"] = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in result["scores"].items()
+    }
+    result["real_content"] = _content(sets[0].clips, sets[0].looked_at or None)
     result["sets"] = {one.side: one.report() for one in sets}
     result["versions"] = _versions()
     result["device"] = str(device)
@@ -167,8 +183,7 @@ def evaluate(
 
 @dataclass
 class _Settings:
-    by: Protocol
-    network: VideoFeatures
+    scores: SetScores
     device: torch.device
     batch_size: int
     workers: int
@@ -195,12 +210,19 @@ class _Windows(Dataset):
             return key, error.reason
 
 
-def _embed(one: _Set, settings: _Settings) -> Iterator[Tensor]:
-    """Yield rows of features, and keep account in `one`."""
-    share = list(one.clips.items())[_rank() :: _world()]
-    windows = _Windows(settings.by, one.side, share)
+def _embed(one: _Set, settings: _Settings) -> None:
+    """Give the features of as many clips as the limit takes, and keep account in `one`."""
+    while more := one.more():
+        for clips in _batches(one, list(more.items())[_rank() :: _world()], settings):
+            settings.scores.update(to_float(clips.to(settings.device)), one.side == "real")
+        one.gather()
+
+
+def _batches(one: _Set, share: list[tuple[str, Path]], settings: _Settings) -> Iterator[Tensor]:
+    """Yield bytes (B, T, H, W, 3) of clips of one size."""
+    windows = _Windows(settings.scores.by, one.side, share)
     # A clip at a time, so that no more than two for each worker wait in memory.
-    loader = DataLoader(windows, batch_size=None, num_workers=settings.workers)
+    loader = DataLoader(windows, batch_size=None, **_workers(settings.workers))
     task = settings.bar.add_task(f"{_word(one.side)} clips", total=len(share))
     waiting: list[Tensor] = []
     for key, clip in loader:
@@ -210,104 +232,51 @@ def _embed(one: _Set, settings: _Settings) -> Iterator[Tensor]:
         elif isinstance(clip, str):
             one.broken[key] = clip
         else:
-            one.decoded += 1
+            one.decoded_here += 1
             most = min(settings.batch_size, max(1, _LARGEST_BATCH // clip.numel()))
             if waiting and (waiting[0].shape != clip.shape or len(waiting) >= most):
-                yield _rows(waiting, settings)
+                yield torch.stack(waiting)
                 waiting = []
             waiting.append(clip)
     if waiting:
-        yield _rows(waiting, settings)
+        yield torch.stack(waiting)
 
 
-def _rows(clips: list[Tensor], settings: _Settings) -> Tensor:
-    return settings.network(to_float(torch.stack(clips).to(settings.device)))
+def _workers(number: int) -> dict[str, Any]:
+    if number == 0:
+        return {}
+    # Never fork: a forked child hangs when it frees decoders that the parent once opened.
+    methods = multiprocessing.get_all_start_methods()
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    return {"num_workers": number, "multiprocessing_context": method}
 
 
 def _compare_sets(
-    result: dict[str, Any],
-    sets: list[_Set],
-    settings: _Settings,
-    extrapolate: bool,
-    cache: Path | None,
+    result: dict[str, Any], sets: list[_Set], settings: _Settings, cache: Path | None
 ) -> None:
-    by, network, device = settings.by, settings.network, settings.device
-    distance = FrechetDistance(network.dim, by.ddof).to(device)
-    metrics: dict[str, TwoSampleMetric] = {by.name: distance}
-    # Rows are kept, and compared with each other, only where a limit bounds their number.
-    keeps_rows = not network.per_frame and by.limit is not None
-    if extrapolate and not keeps_rows:
-        raise EvaluationError(f"{by.name} keeps no features: it cannot be extrapolated")
-    if keeps_rows:
-        metrics["kvd"] = KernelDistance(network.dim).to(device)
-        metrics["precision_recall"] = PrecisionRecall(network.dim).to(device)
-        if extrapolate:
-            metrics["extrapolated"] = ExtrapolatedFrechetDistance(network.dim, by.ddof).to(device)
-
-    result["network"] = {"name": by.features, "dim": network.dim, "resize": network.resize}
-    result["weights"][by.features] = network.digest
-    result["real_content"] = _content(sets[0])
-    known = cache and cache / f"{_cache_key(result)}.safetensors"
-    statistics = _agreed(_load(known)) if known else None
+    scores, by = settings.scores, settings.scores.by
+    result["network"] = scores.describe()
+    result["weights"][by.features] = scores.network.digest
+    known = cache and cache / f"{_cache_key(result, sets[0])}.safetensors"
+    statistics = _known(known, sets[0]) if known else None
     result["real_from_cache"] = statistics is not None
     for one in sets:
-        if one.side == "real" and statistics is not None:
-            broken = json.loads(bytes(statistics.pop("broken").tolist()))
-            one.broken, one.short = broken["broken"], broken["too_short"]
-            if _rank() == 0:
-                _restore(metrics, statistics)
-            continue
-        for rows in _embed(one, settings):
-            for metric in metrics.values():
-                metric.update(rows, real=one.side == "real")
-        one.gather()
-        if one.side == "real" and known:
-            _save(known, _snapshot(metrics), one)
-
-    counts = {
-        f"{side}_{'frames' if network.per_frame else 'clips'}": _total(
-            getattr(distance, f"{side}_count")
-        )
-        for side in ("real", "fake")
-    }
-    result["counts"] |= counts
-    least = max(metric.minimum for metric in metrics.values())
-    if min(counts.values()) < least:
-        real, fake = counts.values()
+        if one.side == "fake" or statistics is None:
+            _embed(one, settings)
+        elif _rank() == 0:
+            scores.restore(statistics)
+        if one.side == "real" and known and statistics is None:
+            _save(known, scores.snapshot(), one)
+    result["counts"] |= scores.counts()
+    try:
+        result["scores"] |= scores.compute()
+    except TooFewError as error:
+        short = f"fewer than {by.frames * by.stride} frames"
         lost = [f"{name}: {why}" for one in sets for name, why in one.broken.items()]
-        lost += [
-            f"{name}: fewer than {by.frames * by.stride} frames" for s in sets for name in s.short
-        ]
-        raise EvaluationError(
-            f"{by.name}: {real} real and {fake} generated samples can be used; at least {least} "
-            "of each are needed" + "".join(f"\n  {line}" for line in lost[:_NAMED])
-        )
-    for name, metric in metrics.items():
-        value = metric.compute()
-        if isinstance(value, dict):
-            result["scores"] |= {key: v.item() for key, v in value.items()}
-        else:
-            label = f"{by.name}_extrapolated" if name == "extrapolated" else name
-            result["scores"][label] = value.item()
-    result["bias"] = _bias(distance, counts, network.per_frame)
-
-
-def _bias(distance: FrechetDistance, counts: dict[str, int], per_frame: bool) -> dict[str, Any]:
-    """What the distance owes to the number of samples."""
-    real, fake = counts.values()
-    note: dict[str, Any] = {"real": real, "fake": fake, "features": distance.dim}
-    if per_frame:
-        note["note"] = "frames of one video are not independent: the bias is not known"
-    elif min(real, fake) < 2 * distance.dim:
-        note["note"] = (
-            "fewer samples than twice the features: compare with distances of the same numbers only"
-        )
-    else:
-        with distance.sync_context(should_sync=_world() > 1):
-            eigenvalues = distance.real_eigenvalues()
-        note["expected"] = expected_distance(eigenvalues, real, fake).item()
-        note["note"] = "about what as many samples of one and the same distribution would give"
-    return note
+        lost += [f"{name}: {short}" for one in sets for name in one.short]
+        lines = "".join(f"\n  {line}" for line in lost[:_NAMED])
+        raise EvaluationError(f"{error}{lines}") from None
+    result["bias"] = scores.bias()
 
 
 def _compare_pairs(
@@ -319,7 +288,7 @@ def _compare_pairs(
     bar: Progress,
 ) -> None:
     real, fake = (
-        {Path(k).with_suffix("").as_posix(): (k, p) for k, p in s.clips.items()} for s in sets
+        {Path(k).with_suffix("").as_posix(): (k, p) for k, p in s.first().items()} for s in sets
     )
     if missing := sorted(set(real) - set(fake)):
         raise EvaluationError(
@@ -340,10 +309,12 @@ def _compare_pairs(
             continue
         metric.add_video(scores)
         for one in sets:
-            one.decoded += 1
+            one.decoded_here += 1
     for one in sets:
+        one.looked_at = len(one.first())
         one.gather()
-    result["counts"]["videos" if by.pixels == "video" else "frames"] = _total(metric.count)
+    counted = "videos" if by.pixels == "video" else "frames"
+    result["counts"][counted] = sum(_gather(int(metric.count)))
     try:
         result["scores"] |= {name: v.item() for name, v in metric.compute().items()}
     except ValueError:
@@ -386,9 +357,8 @@ def _compare_detections(
     metrics = {"keypoints": KeypointScores, "identity": IdentityScores}
     if unused := set(files) - set(by.detections):
         raise EvaluationError(f"{by.name} uses no {' and no '.join(sorted(unused))}")
-    shown = {"keypoints": ("akd", "mkr"), "identity": ("aed", "csim", "missed")}
     for kind in by.detections:
-        result["scores"] |= dict.fromkeys(shown[kind])
+        result["scores"] |= dict.fromkeys(SCORES[kind])
         if kind not in files:
             continue
         sides = [load_detections(path) for path in files[kind]]
@@ -397,23 +367,31 @@ def _compare_detections(
         }
         metric = metrics[kind](sync_on_compute=False)  # every process has read all of it
         fill = any(about["file"].endswith(".csv") for _, about in sides)
+        made, real = sides[0][0], sides[1][0]
+        if by.motion == "other":  # one row, of the source picture, stands for all frames
+            real = {
+                clip: rows.expand(len(made.get(clip, rows)), *rows.shape[1:])
+                if len(rows) == 1
+                else rows
+                for clip, rows in real.items()
+            }
         try:
-            for _, found, true in pairs_of(sides[0][0], sides[1][0], fill):
+            for _, found, true in pairs_of(made, real, fill):
                 form = as_points if kind == "keypoints" else _as_rows
                 metric.update(form(found), form(true))
             values = metric.compute()
         except ValueError as error:
             raise EvaluationError(f"{kind}: {error}") from None
-        result["scores"] |= {name: values[name].item() for name in shown[kind]}
+        result["scores"] |= {name: values[name].item() for name in SCORES[kind]}
 
 
 def _as_rows(values: Tensor) -> Tensor:
     return values.flatten(1)
 
 
-def _content(one: _Set) -> str:
-    """Return a hash of the names and bytes of all its files."""
-    share = list(one.clips.items())[_rank() :: _world()]
+def _content(clips: Clips, first: int | None) -> str:
+    """Return a hash of the names and bytes of the first files."""
+    share = list(clips.items())[:first][_rank() :: _world()]
     digests = {key: _digest(path) for key, path in share}
     whole = sorted(item for part in _gather(digests) for item in part.items())
     return sha256(json.dumps(whole).encode()).hexdigest()
@@ -433,60 +411,52 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(result: dict[str, Any]) -> str:
-    parts = [result["protocol"], result["weights"], result["real_content"], _FORMAT]
+_FORMAT = 2  # of the statistics; others are made again
+
+
+def _cache_key(result: dict[str, Any], one: _Set) -> str:
+    content = _content(one.clips, one.limit)
+    parts = [result["protocol"], result["weights"], content, _FORMAT]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-_FORMAT = 1  # of the statistics; another one is made again
-
-
-def _snapshot(metrics: Mapping[str, TwoSampleMetric]) -> dict[str, Tensor]:
-    """Return the real side of all processes: the rows where they are kept, else the sums."""
-    metric = next((m for m in metrics.values() if not isinstance(m, FrechetDistance)), None)
-    metric = metric or next(iter(metrics.values()))
-    with metric.sync_context(should_sync=_world() > 1):
-        found = {"rows": metric.rows("real").cpu(), "count": metric.real_count.cpu()}
-        if isinstance(metric, FrechetDistance):
-            found |= {"sum": metric.real_sum.cpu(), "products": metric.real_products.cpu()}
-    return {name: tensor.clone().contiguous() for name, tensor in found.items()}
-
-
-def _restore(metrics: Mapping[str, TwoSampleMetric], statistics: Mapping[str, Tensor]) -> None:
-    for metric in metrics.values():
-        device = metric.real_count.device
-        if isinstance(metric, FrechetDistance) and "sum" in statistics:
-            metric.real_sum = statistics["sum"].to(device)
-            metric.real_products = statistics["products"].to(device)
-            metric.real_count = statistics["count"].to(device)
-            metric.real_rows = [statistics["rows"].to(device)]
-        else:
-            metric.update(statistics["rows"], real=True)
-
-
 def _save(path: Path, statistics: dict[str, Tensor], one: _Set) -> None:
+    content = _content(one.clips, one.looked_at)
     if _rank() != 0:
         return
-    account = json.dumps({"broken": one.broken, "too_short": one.short}).encode()
+    account = {
+        "broken": one.broken,
+        "too_short": one.short,
+        "looked_at": one.looked_at,
+        "content": content,
+    }
+    data = torch.tensor(list(json.dumps(account).encode()), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file({**statistics, "broken": torch.tensor(list(account), dtype=torch.uint8)}, part)
+        save_file({**statistics, "account": data}, part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> dict[str, Tensor] | None:
+def _known(path: Path, one: _Set) -> dict[str, Tensor] | None:
+    """Return the statistics of a set where all processes have them and they are still of it."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):  # none, or not whole: it is made again
+        statistics = load_file(path)
+        account = json.loads(bytes(statistics.pop("account").tolist()))
+    except (OSError, SafetensorError):  # none, or not whole: they are made again
+        statistics, account = {}, {}
+    if not all(_gather(bool(statistics))):
         return None
-
-
-def _agreed(statistics: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """None unless every process has them."""
-    return statistics if all(_gather(statistics is not None)) else None
+    # The file's name stands for the first clips only: where some of these could not be used, more
+    # were looked at, and still more might be.
+    seen = _Set(one.side, one.clips, one.limit, account["looked_at"])
+    seen.broken, seen.short = account["broken"], account["too_short"]
+    if account["content"] != _content(one.clips, seen.looked_at) or replace(seen).more():
+        return None
+    one.looked_at, one.broken, one.short = seen.looked_at, seen.broken, seen.short
+    return statistics
 
 
 def _sides(real: Clips, fake: Clips) -> tuple[tuple[Side, Clips], tuple[Side, Clips]]:
@@ -525,7 +495,3 @@ def _gather(value: Any) -> list[Any]:
     parts: list[Any] = [None] * _world()
     torch.distributed.all_gather_object(parts, value)
     return parts
-
-
-def _total(count: Tensor) -> int:
-    return sum(_gather(int(count)))

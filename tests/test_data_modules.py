@@ -1061,3 +1061,53 @@ def test_logs_are_quiet_when_all_is_well(place, caplog):
         data = ready(Clips(place("train/a.mp4", "test/b.mp4"), size=16, batch_size=1))
         batches(data, data.train_dataloader())
     assert not caplog.messages
+
+
+# Testing
+
+
+def test_tests_drive_every_clip_by_another_identity(place):
+    names = ["a#1.mp4", "a#2.mp4", "b#1.mp4"]
+    root = place(*(f"test/{name}" for name in names), "train/z#1.mp4")
+    data = ready(TaiChi(root, size=SIZE, batch_size=2, eval_frames=4, stride=2, cross=True))
+    found = batches(data, data.test_dataloader())
+    assert [key for batch in found for key in batch["key"]] == names
+    assert [key for batch in found for key in batch["cross_key"]] == ["b#1.mp4"] * 2 + ["a#1.mp4"]
+    shown = [clip for batch in found for clip in numbers(batch["cross_driving"])]
+    assert shown == [[(n, frame) for frame in (0, 2, 4, 6)] for n in (2, 2, 0)]
+    assert all("cross_driving" not in batch for batch in batches(data, data.val_dataloader()))
+    alone = ready(TaiChi(place("alone/test/a#1.mp4", "alone/train/b#1.mp4") + "/alone", cross=True))
+    with pytest.raises(DataError, match="all 1 clips for testing show a; set it to false"):
+        alone.test_dataloader()
+
+
+def test_a_driver_that_cannot_be_read_is_left_out(place):
+    root = place("test/a#1.mp4", "test/b#1.mp4", "test/c#1.mp4", "train/z#1.mp4")
+    data = TaiChi(root, size=SIZE, batch_size=1, eval_frames=2, cross=True, max_unreadable=0.9)
+    ready(data)
+    (Path(root) / "test" / "b#1.mp4").write_bytes(b"no video")
+    found = batches(data, data.test_dataloader())
+    assert [batch["key"] for batch in found] == [["c#1.mp4"]]
+
+
+def test_whole_tests(place):
+    root = place("test/a#1.mp4", "test/b#1.mp4", "train/z#1.mp4")
+    data = ready(TaiChi(root, size=SIZE, batch_size=2, whole_test=True, cross=True))
+    found = batches(data, data.test_dataloader())
+    assert [batch["video"].shape[:2] for batch in found] == [(1, FRAMES)] * 2
+    assert [batch["cross_driving"].shape[:2] for batch in found] == [(1, FRAMES)] * 2
+    assert [batch["video"].shape[:2] for batch in data.val_dataloader()] == [(2, 16)]
+
+
+def test_processes_share_out_each_test_clip_once(place):
+    names = [f"{letter}#1.mp4" for letter in "abcde"]
+    root = place(*(f"test/{name}" for name in names), "train/z#1.mp4")
+    seen = []
+    for rank in range(3):
+        data = ready(TaiChi(root, size=SIZE, batch_size=2, eval_frames=2))
+        data.trainer = SimpleNamespace(world_size=3, global_rank=rank, training=False)
+        seen.append([key for batch in data.test_dataloader() for key in batch["key"]])
+    assert seen == [names[0::3], names[1::3], names[2::3]]
+    data.trainer = SimpleNamespace(world_size=6, global_rank=0)
+    with pytest.raises(DataError, match="5 clips for testing on 6 devices: use fewer"):
+        data.test_dataloader()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmdvid import commands, evaluate
+from lmdvid import cli, commands, evaluate, loggers
 from lmdvid.commands import UsageError
 from lmdvid.metrics import protocols
 from lmdvid.metrics.frechet import FrechetDistance
@@ -138,6 +138,55 @@ def test_the_limit_takes_the_first_names(sets):
     assert result["scores"]["few"] == evaluate.evaluate(*first, BY)["scores"]["fd_means_4f"]
     assert result["sets"]["real"]["found"] == 13
     assert result["sets"]["real"]["looked_at"] == 6
+
+
+def test_the_limit_counts_clips_that_can_be_used(sets, tmp_path):
+    real, fake = sets
+    np.save(real["01.npy"], np.zeros((3, 8, 10, 3), np.uint8))  # too short
+    real["04.npy"].write_bytes(b"no array")
+    real["07.npy"].write_bytes(b"no array")  # behind the first six, but tried
+    limited = Protocol("few", "", "means", frames=4, limit=6)
+    result = evaluate.evaluate(real, fake, limited, cache=tmp_path / "cache")
+    used = {k: p for k, p in real.items() if k[:2] in ("00", "02", "03", "05", "06", "08")}
+    expected = evaluate.evaluate(used, fake, limited)
+    assert result["scores"] == pytest.approx(expected["scores"], rel=1e-9)
+    assert result["counts"] == {"real_clips": 6, "fake_clips": 6}
+    report = result["sets"]["real"]
+    assert report["looked_at"] == 9
+    assert report["decoded"] == 6
+    assert report["too_short"] == ["01.npy"]
+    assert list(report["broken"]) == ["04.npy", "07.npy"]
+    # The kept statistics know of the three clips behind the first six, too.
+    again = evaluate.evaluate(real, fake, limited, cache=tmp_path / "cache")
+    assert again["real_from_cache"]
+    assert {k: again[k] for k in ("scores", "counts", "real_content")} == {
+        k: result[k] for k in ("scores", "counts", "real_content")
+    }
+    assert again["sets"]["real"] == report | {"decoded": 0}
+    write_clips(tmp_path / "other", 9, 5)["08.npy"].replace(real["08.npy"])
+    changed = evaluate.evaluate(real, fake, limited, cache=tmp_path / "cache")
+    assert not changed["real_from_cache"]
+    assert changed["scores"] != result["scores"]
+
+
+def test_a_set_that_was_too_small_is_looked_at_again_when_it_grows(sets, tmp_path):
+    real, fake = sets
+    for name in ("00.npy", "12.npy"):
+        real[name].write_bytes(b"no array")
+    limited = Protocol("few", "", "means", frames=4, limit=12)
+    first = evaluate.evaluate(real, fake, limited, cache=tmp_path / "cache")
+    assert first["counts"]["real_clips"] == 11
+    real |= {"13.npy": fake["00.npy"]}
+    second = evaluate.evaluate(real, fake, limited, cache=tmp_path / "cache")
+    assert second["counts"]["real_clips"] == 12
+    assert not second["real_from_cache"]
+
+
+@pytest.mark.slow
+def test_workers_decode_the_same(sets):
+    result = evaluate.evaluate(*sets, BY, workers=1)
+    assert result["scores"] == pytest.approx(evaluate.evaluate(*sets, BY)["scores"], rel=1e-9)
+    assert result["sets"]["real"]["decoded"] == 13
 
 
 class TestCache:
@@ -341,6 +390,53 @@ class TestCommand:
         (tmp_path / "r.json").write_text("[]")
         with pytest.raises(UsageError, match="is no result of lmdvid evaluate"):
             run("--against", str(tmp_path / "r.json"))
+
+    def test_logs_to_wandb(self, run, tmp_path, monkeypatch):
+        said = []
+
+        class Logger:  # lmdvid's own is tested beside it
+            def __init__(self, **options):
+                said.append(("options", options))
+                self.experiment = self
+
+            def log_hyperparams(self, values):
+                said.append(("hyperparams", values))
+
+            def log_metrics(self, values):
+                said.append(("metrics", values))
+
+            def finish(self):
+                said.append(("finish", None))
+
+        monkeypatch.setattr(loggers, "WandbLogger", Logger)
+        file = tmp_path / "result.json"
+        assert run("--output", str(file), "--wandb", "faces") == 0
+        result = json.loads(file.read_text())
+        assert [kind for kind, _ in said] == ["options", "hyperparams", "metrics", "finish"]
+        assert said[0][1]["project"] == "faces"
+        assert said[0][1]["name"] == "fd_effnetlite0_16f"
+        assert said[1][1]["protocol"] == result["protocol"]
+        assert said[2][1] == result["scores"]
+
+    @pytest.mark.parametrize(("limit", "code"), [("1e9", 0), ("-1", 1)])
+    def test_exit_code_of_the_program(self, sets, tmp_path, capsys, limit, code):
+        command = ["evaluate", "--protocol", "reconstruction", "--device", "cpu"]
+        command += ["--real", str(tmp_path / "fake"), "--fake", str(tmp_path / "real")]
+        assert cli.main([*command, "--fail-above", f"l1={limit}"]) == code
+        assert ("FAILED: l1 is" in capsys.readouterr().out) == bool(code)
+
+    def test_a_mistaken_limit_or_comparison_costs_no_result(self, run, sets, tmp_path, capsys):
+        file = tmp_path / "result.json"
+        with pytest.raises(UsageError, match="no score fvd"):
+            run("--fail-above", "fvd=3", "--output", str(file))
+        result = json.loads(file.read_text())
+        assert result["counts"] == {"real_clips": 13, "fake_clips": 11}
+        result["protocol"]["frames"] = 5
+        file.write_text(json.dumps(result))
+        before = Means.clips
+        with pytest.raises(ProtocolError, match=r"protocol\.frames: 5 and 4"):
+            run("--against", str(file))
+        assert Means.clips == before  # before anything was embedded
 
     def test_lists_protocols(self, capsys):
         assert commands.run("evaluate", ["--list"], "lmdvid") == 0

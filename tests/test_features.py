@@ -26,7 +26,8 @@ from lmdvid.networks.features import (
     vgg19 as vgg19_module,
 )
 
-# torchvision's vgg19 up to conv5_1: number in `features`, output and input channels
+# Of pytorch/vision, torchvision/models/vgg.py, "E", up to conv5_1: number in `features`, output and
+# input channels.
 VGG19_LAYOUT = [
     (0, 64, 3),
     (2, 64, 64),
@@ -101,6 +102,17 @@ class TestVGG19:
             expected[f"features.{index}.weight"] = (channels, width, 3, 3)
             expected[f"features.{index}.bias"] = (channels,)
         assert {name: tuple(p.shape) for name, p in vgg19.named_parameters()} == expected
+
+    def test_taps_end_the_slices_of_the_original(self):
+        # wyhsirius/LIA, vgg19.py: slices of `features` up to 2, 7, 12, 21 and 30.
+        assert [tap + 1 for tap in vgg19_module._VGG19_TAPS] == [2, 7, 12, 21, 30]
+        assert sum(9 * o * i + o for _, o, i in VGG19_LAYOUT) == 12_944_960
+
+    def test_the_published_name_asks_for_the_published_file(self, vgg19_state, tmp_path):
+        path = tmp_path / published.VGG19.file
+        torch.save(vgg19_state, path)
+        with pytest.raises(WeightsError, match="not begin with dcbb9e9dad569fff7a8462"):
+            VGG19Features(path)
 
     def test_equals_a_plain_forward(self, vgg19, vgg19_state):
         images = 3 * torch.rand(2, 3, 35, 48) - 1.5  # beyond [-1, 1]: the clamp is part of it

@@ -1,15 +1,25 @@
 """Scores of `lightning test`: what is stored, and what a probe reads off puppets."""
 
 import json
+import math
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from data_modules import puppetry
+from data_modules.puppets import Puppets
 from lmdvid.callbacks import ProbeScores, StoreScores
+from lmdvid.evaluate import evaluate
+from lmdvid.metrics import protocols
+from lmdvid.metrics.detections import DetectionsError
 from lmdvid.metrics.probe import PictureProbe, leakage
+from lmdvid.metrics.protocols import Protocol, ProtocolError, check_comparable
+from lmdvid.networks import WeightsError
+from lmdvid.networks.features import VideoFeatures, published
+from lmdvid.video import to_uint8
 
 SIZE, FRAMES, STRANGERS = 32, 6, 1000
 
@@ -19,7 +29,7 @@ def puppet(seed: int, poses=None) -> dict:
     who = puppetry.identity(seed, "head")
     path = puppetry.pose_path(seed, 60, "head")[:: 60 // FRAMES] if poses is None else poses
     video = puppetry.render(who, path, SIZE, "head")
-    return {"video": torch.from_numpy(video), "pose": torch.from_numpy(path),
+    return {"video": torch.from_numpy(video), "key": str(seed), "pose": torch.from_numpy(path),
             "identity": torch.from_numpy(who)}  # fmt: skip
 
 
@@ -71,7 +81,9 @@ class Task(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def test_step(self, batch, batch_idx):
-        self.log("test/constant", 3.0, batch_size=len(batch["video"]))
+        weight = len(batch["video"]) * self.trainer.world_size  # as tasks do
+        self.log("test/constant", 3.0, batch_size=weight, sync_dist=True)
+        self.log("test/mean", batch["video"].mean(), batch_size=weight, sync_dist=True)
         source = batch["video"][:, 0]
         panels = {
             "source": source,
@@ -79,7 +91,10 @@ class Task(L.LightningModule):
             "truth": batch["cross_truth"],
             "still": source[:, None].expand_as(batch["video"]),
         }
-        return {**panels, "result": panels[self.shows]}
+        panels["result"] = panels[self.shows]
+        compared = {"own": (panels["still"], batch["video"])}
+        compared["other"] = (panels["result"], batch["video"])
+        return {**panels, "compared": compared}
 
 
 def run(task, data, tmp_path, *callbacks):
@@ -113,19 +128,217 @@ def test_probe_tells_pose_and_identity(training, testing, tmp_path, capsys):
     assert wrong["pose_error"] < still["pose_error"]
 
 
-def test_file_adds_the_scores_of_a_protocol(testing, tmp_path):
-    path = tmp_path / "out" / "scores.json"
-    store = StoreScores(str(path), protocol="reconstruction")
-    scores = run(Task("still"), Data([], testing), tmp_path, store)
-    expected = torch.stack(
-        [(c["video"][:1] - c["cross_truth"]).abs().mean() / 2 for c in testing]
-    ).mean()
-    assert scores["reconstruction_l1"] == pytest.approx(expected.item(), rel=1e-5)
-    stored = json.loads(path.read_text())
-    assert stored["protocol"]["pixels"] == "video"
-    assert stored["scores"]["constant"] == 3
-    with pytest.raises(ValueError, match="fvd2048_16f does not compare videos with the truth"):
-        run(Task("still"), Data([], testing), tmp_path, StoreScores(protocol="fvd2048_16f"))
+class Means(VideoFeatures):
+    """Mean colour of every frame: quick."""
+
+    dim = 3
+    per_frame = True
+    resize = "none"
+    digest = "ab" * 32
+
+    def __init__(self, weights=None):
+        super().__init__()
+
+    def embed(self, video):
+        return video.flatten(0, 1).mean((2, 3))
+
+
+class ClipMeans(Means):
+    dim = 6
+    per_frame = False
+
+    def embed(self, video):
+        colour = video.mean((1, 3, 4))
+        return torch.cat([colour, video.diff(dim=1).abs().mean((1, 3, 4))], dim=1)
+
+
+class Missing(Means):
+    def __init__(self, weights=None):
+        published.I3D.load(weights)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Protocols of networks that need no time, or a file that is not there."""
+    monkeypatch.delenv("LMDVID_WEIGHTS", raising=False)
+    for name, network in (("means", Means), ("clip_means", ClipMeans), ("missing", Missing)):
+        monkeypatch.setitem(protocols.NETWORKS, name, network)
+    found = [
+        Protocol("frames", "", "means", frames=4, real_window="spread", fake_window="spread"),
+        Protocol("clips", "", "clip_means", frames=3, limit=5),
+        Protocol("cross", "", "means", frames=2, motion="other", detections=("identity",)),
+        Protocol("absent", "", "missing"),
+        protocols.PROTOCOLS["reconstruction"],
+        protocols.PROTOCOLS["fomm_reconstruction"],
+    ]
+    monkeypatch.setattr(protocols, "PROTOCOLS", {p.name: p for p in found})
+
+
+def as_folder(folder, videos):
+    """The videos as arrays on disk, for the other way to score them."""
+    folder.mkdir()
+    clips = {}
+    for name, video in videos.items():
+        np.save(folder / f"{name}.npy", to_uint8(video).numpy())
+        clips[f"{name}.npy"] = folder / f"{name}.npy"
+    return clips
+
+
+def same_scores(a: dict, b: dict) -> bool:
+    values = [{k: math.nan if v is None else v for k, v in r["scores"].items()} for r in (a, b)]
+    return values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-9, nan_ok=True)
+
+
+def test_protocols_give_what_evaluating_folders_gives(testing, tmp_path, quick):
+    named = [{**clip, "key": f"{index}.npy"} for index, clip in enumerate(testing)]
+    store = StoreScores(str(tmp_path / "s.json"), ["reconstruction", "frames", "clips", "cross"])
+    scores = run(Task("driving"), Data([], named), tmp_path, store)
+    real = as_folder(tmp_path / "real", {c["key"][:-4]: c["video"] for c in named})
+    still = {c["key"][:-4]: c["video"][:1].expand_as(c["video"]) for c in named}
+    still = as_folder(tmp_path / "still", still)
+    driving = as_folder(tmp_path / "driving", {c["key"][:-4]: c["cross_driving"] for c in named})
+    stored = json.loads((tmp_path / "s.json").read_text())
+    results = {result["protocol"]["name"]: result for result in stored["protocols"]}
+    for name, fake in (("reconstruction", still), ("frames", still), ("cross", driving)):
+        expected = evaluate(real, fake, name)
+        assert same_scores(results[name], expected)
+        assert results[name]["counts"] == expected["counts"]
+        for part in ("protocol", "network", "weights", "detectors", "bias"):
+            assert results[name][part] == expected[part]
+    expected = evaluate(real, still, "clips")
+    assert expected["counts"] == results["clips"]["counts"] == {"real_clips": 5, "fake_clips": 5}
+    assert same_scores(results["clips"], expected)
+    # The table and the file agree, and a score that nothing was measured for is in neither.
+    assert scores["reconstruction_l1"] == pytest.approx(results["reconstruction"]["scores"]["l1"])
+    assert scores["cross"] == pytest.approx(results["cross"]["scores"]["cross"], rel=1e-5)
+    assert results["cross"]["scores"]["csim"] is None
+    assert "cross_csim" not in scores
+    assert stored["scores"] == pytest.approx(scores)
+    assert stored["clips"] == 6
+    assert results["clips"]["frames_given"] == [FRAMES, FRAMES]
+    with pytest.raises(ProtocolError, match=r"real_content: .* frames_given: "):
+        check_comparable(results["clips"], expected)
+    check_comparable(results["clips"], json.loads(json.dumps(results["clips"])))
+
+
+def test_installed_detectors_are_asked(testing, tmp_path, monkeypatch, quick):
+    (tmp_path / "my_faces.py").write_text(
+        "import numpy as np\n"
+        "def embed(frames):\n"
+        "    found = frames[:, 16:, 8:24].mean((1, 2)) / 255\n"
+        "    found[-1] = np.nan if len(found) > 1 else found[-1]\n"
+        "    return found\n"
+        "def points(frames):\n"
+        "    return np.stack([frames[:, 16, 8:10, 0], frames[:, 16, 8:10, 1]], -1)\n"
+        "def scalar(frames):\n"
+        "    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
+    path = str(tmp_path / "scores.json")
+    detectors = {"identity": "my_faces.embed", "keypoints": "my_faces.points"}
+    store = StoreScores(path, ["cross", "fomm_reconstruction"], detectors=detectors)
+    scores = run(Task("driving"), Data([], named), tmp_path, store)
+    cosines = []
+    for clip in named:
+        made, source = (
+            to_uint8(v).numpy()[:, 16:, 8:24].mean((1, 2)) / 255
+            for v in (clip["cross_driving"], clip["video"][:1])
+        )
+        # The last frame of a video, not of the source picture, has no face.
+        pairs = made[:-1], np.repeat(source, FRAMES - 1, 0)
+        norms = [np.linalg.norm(x, axis=1) for x in pairs]
+        cosines += ((pairs[0] * pairs[1]).sum(1) / norms[0] / norms[1]).tolist()
+    assert scores["cross_csim"] == pytest.approx(np.mean(cosines), rel=1e-4)
+    assert scores["cross_missed"] == pytest.approx(1 / FRAMES)
+    assert scores["fomm_reconstruction_akd"] > 0
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["protocols"][0]["detectors"] == {"identity": {"detector": "my_faces.embed"}}
+    with pytest.raises(DetectionsError, match=r"gives \(\) of 6 frames"):
+        run(Task("driving"), Data([], named), tmp_path,
+            StoreScores(path, ["cross"], detectors={"identity": "my_faces.scalar"}))  # fmt: skip
+    with pytest.raises(DetectionsError, match="no_such: No module named"):
+        run(Task("driving"), Data([], named), tmp_path,
+            StoreScores(path, ["cross"], detectors={"identity": "nowhere.no_such"}))  # fmt: skip
+    with pytest.raises(ValueError, match="no detectors of faces; possible are keypoints and"):
+        StoreScores(detectors={"faces": "my_faces.embed"})
+
+
+def test_missing_weights_are_named_or_refused_early(testing, tmp_path, capsys, quick, monkeypatch):
+    class Untouched(Task):
+        def test_step(self, batch, batch_idx):
+            raise AssertionError("nothing is generated")
+
+    with pytest.raises(WeightsError, match=r"i3d_pretrained_400\.pt: no path given and LMDVID_W"):
+        run(Untouched("still"), Data([], testing), tmp_path, StoreScores(protocols=["absent"]))
+    path = tmp_path / "scores.json"
+    store = StoreScores(str(path), ["reconstruction"], published=["absent", "frames"])
+    named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
+    scores = run(Task("still"), Data([], named), tmp_path, store)
+    assert {"reconstruction_l1", "frames"} <= set(scores)
+    assert "left out, without their weights: absent (`lmdvid weights`" in capsys.readouterr().out
+    assert "i3d_pretrained_400.pt" in json.loads(path.read_text())["left_out"]["absent"]
+    # A file that is there, but is another one, is no reason to go on without it.
+    (tmp_path / "i3d_pretrained_400.pt").write_bytes(b"a web page")
+    monkeypatch.setenv("LMDVID_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match="is not the published file"):
+        run(Untouched("still"), Data([], testing), tmp_path, StoreScores(published=["absent"]))
+
+
+def test_what_cannot_be_compared(testing, tmp_path, quick):
+    with pytest.raises(ProtocolError, match="no protocol fvd; there are frames, "):
+        StoreScores(protocols=["fvd"])
+
+    class Noise(Task):
+        def test_step(self, batch, batch_idx):
+            return {"compared": {"noise": (batch["video"], batch["video"])}}
+
+    named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
+    for name, message in (
+        ("reconstruction", "videos of the kind own, but Noise with this data gives noise$"),
+        ("cross", "the kind other, but Noise .* gives noise; give data.init_args.cross true"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(Noise("still"), Data([], named), tmp_path, StoreScores(protocols=[name]))
+    path = tmp_path / "scores.json"
+    run(Noise("still"), Data([], named[:2]), tmp_path, StoreScores(str(path), ["clips"]))
+    assert "at least 4 of each are needed" in json.loads(path.read_text())["left_out"]["clips"]
+
+
+class OneThread(L.Callback):
+    """A forked process hangs in the threads that its parent had."""
+
+    def setup(self, trainer, pl_module, stage):
+        torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_two_processes_score_as_one(tmp_path, quick):
+    """Five clips by two processes: each once, with probes that have learnt the same."""
+    threads = torch.get_num_threads()
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        data = Puppets(
+            str(tmp_path), size=32, train_identities=110, test_identities=5, clip_frames=12,
+            batch_size=2, frames=6, eval_frames=6, backend="pyav",
+        )  # fmt: skip
+        file = tmp_path / f"{devices}.json"
+        store = StoreScores(str(file), ["reconstruction", "frames", "clips"])
+        trainer = L.Trainer(
+            accelerator="cpu", devices=devices, strategy=strategy, logger=False,
+            callbacks=[OneThread(), ProbeScores(600), store], enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.test(Task("driving"), data, verbose=False)
+    torch.set_num_threads(threads)
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert two["clips"] == one["clips"] == 5
+    wanted = {"pose_error", "identity_leak", "clips", "frames", "reconstruction_l1"}
+    assert wanted <= set(one["scores"])
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-3, abs=1e-5)
+    for a, b in zip(one["protocols"], two["protocols"], strict=True):
+        check_comparable(a, b)
 
 
 def test_probe_needs_what_is_known(testing, tmp_path):

@@ -1,7 +1,7 @@
 """The networks behind FVD, FID, video-FID and LPIPS: layouts, plain re-computations, files.
 
-Nothing here is downloaded: layouts are compared with lists of what is published, and values with
-second implementations on random weights.
+Nothing here is downloaded: layouts are compared with lists of what the published definitions make,
+and values with second implementations on random weights. Each list names the file it was read from.
 """
 
 import hashlib
@@ -27,6 +27,10 @@ def normalised(name: str, conv: str, shape: tuple[int, ...], norm: str | None = 
 
 
 def i3d_layout() -> dict:
+    """`InceptionI3d` of piergiaj/pytorch-i3d, pytorch_i3d.py.
+
+    wilson1yan/VideoGPT, whose conversion is the weight file, has it as videogpt/fvd/pytorch_i3d.py.
+    """
     layout = normalised("Conv3d_1a_7x7", "conv3d", (64, 3, 7, 7, 7))
     layout |= normalised("Conv3d_2b_1x1", "conv3d", (64, 64, 1, 1, 1))
     layout |= normalised("Conv3d_2c_3x3", "conv3d", (192, 64, 3, 3, 3))
@@ -53,6 +57,10 @@ def i3d_layout() -> dict:
 
 
 def inception_layout() -> dict:
+    """`fid_inception_v3` of mseitzer/pytorch-fid, src/pytorch_fid/inception.py.
+
+    1008 classes, no auxiliary classifier; blocks of pytorch/vision, models/inception.py.
+    """
     table = {
         "Conv2d_1a_3x3": (32, 3, 3, 3), "Conv2d_2a_3x3": (32, 32, 3, 3),
         "Conv2d_2b_3x3": (64, 32, 3, 3), "Conv2d_3b_1x1": (80, 64, 1, 1),
@@ -102,6 +110,10 @@ def inception_layout() -> dict:
 
 
 def resnext_layout() -> dict:
+    """`resnet101` of kenshohara/3D-ResNets-PyTorch, models/resnext.py: shortcuts B, 32 groups.
+
+    wyhsirius/g3an-project has it as evaluation/models/resnext.py.
+    """
     layout = normalised("conv1", "", (64, 3, 7, 7, 7), "bn1")
     layout |= {"fc.weight": (400, 2048), "fc.bias": (400,)}
     width = 64
@@ -126,7 +138,7 @@ def resnext_layout() -> dict:
         (inception.InceptionNetwork, inception_layout(), 23_850_960),
         (resnext3d.ResNeXt101, resnext_layout(), 48_340_816),
         (
-            lpips.alexnet,
+            lpips.alexnet,  # of pytorch/vision, torchvision/models/alexnet.py: `features`
             {
                 f"{i}.{k}": s if k == "weight" else s[:1]
                 for i, s in {
@@ -138,7 +150,7 @@ def resnext_layout() -> dict:
             2_469_696,
         ),
         (
-            lpips.vgg16,
+            lpips.vgg16,  # of pytorch/vision, torchvision/models/vgg.py: `features` of "D"
             {
                 f"{i}.{k}": (o, w, 3, 3) if k == "weight" else (o,)
                 for i, o, w in [
@@ -157,6 +169,84 @@ def test_layout_is_the_published_one(network, layout, parameters):
         built = network()
     assert {k: tuple(v.shape) for k, v in built.state_dict().items()} == layout
     assert sum(p.numel() for p in built.parameters()) == parameters
+
+
+def test_i3d_reads_what_the_published_conversion_writes():
+    """The names that songweige/TATS, tats/fvd/convert_tf_pretrained.py, gives TensorFlow's.
+
+    Of a convolution `w`, of its normalisation `beta`, `moving_mean` and `moving_variance`; there is
+    no gamma, for which it writes ones, and no counter of batches. In Mixed_5b the graph calls the
+    second convolution of branch 2 `Conv3d_0a_3x3`, elsewhere `Conv3d_0b_3x3`.
+    """
+    branches = {
+        "Branch_0/Conv3d_0a_1x1": "b0", "Branch_1/Conv3d_0a_1x1": "b1a",
+        "Branch_1/Conv3d_0b_3x3": "b1b", "Branch_2/Conv3d_0a_1x1": "b2a",
+        "Branch_2/Conv3d_0b_3x3": "b2b", "Branch_3/Conv3d_0b_1x1": "b3b",
+    }  # fmt: skip
+    graph = {f"Conv3d_{n}": f"Conv3d_{n}" for n in ("1a_7x7", "2b_1x1", "2c_3x3")}
+    for name in ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"):
+        for branch, ours in branches.items():
+            branch = branch.replace("2/Conv3d_0b", "2/Conv3d_0a") if name == "5b" else branch
+            graph[f"Mixed_{name}/{branch}"] = f"Mixed_{name}.{ours}"
+    assert len(graph) == 57
+    written = {"logits.conv3d.weight", "logits.conv3d.bias"}  # Logits/Conv3d_0c_1x1/conv_3d/w, b
+    for ours in graph.values():
+        written |= {f"{ours}.conv3d.weight", f"{ours}.bn.weight", f"{ours}.bn.bias"}
+        written |= {f"{ours}.bn.running_mean", f"{ours}.bn.running_var"}
+    layout = {k: v for k, v in i3d_layout().items() if not k.endswith("num_batches_tracked")}
+    assert set(layout) == written
+    with torch.device("meta"):
+        network = i3d.I3DNetwork()
+    published.fill(network, {k: torch.zeros(s) for k, s in layout.items()}, published.I3D, "it")
+    # Sonnet's default (google-deepmind/sonnet, version 1, batch_norm.py), which the graph has; also
+    # pytorch-i3d's and hassony2/kinetics_i3d_pytorch's.
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm3d)]
+    assert {norm.eps for norm in norms} == {1e-3}
+    assert len(norms) == 57
+
+
+def test_epsilons_and_strides_are_the_published_ones():
+    """What no state dict tells; from the files that the layouts name."""
+    with torch.device("meta"):
+        fid, resnext = inception.InceptionNetwork(), resnext3d.ResNeXt101()
+    assert {m.eps for m in fid.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
+    assert {m.eps for m in resnext.modules() if isinstance(m, nn.BatchNorm3d)} == {1e-5}
+    strided = {n for n, m in fid.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)}
+    assert strided == {
+        "Conv2d_1a_3x3.conv", "Mixed_6a.branch3x3.conv", "Mixed_6a.branch3x3dbl_3.conv",
+        "Mixed_7a.branch3x3_2.conv", "Mixed_7a.branch7x7x3_4.conv",
+    }  # fmt: skip
+    strided = {
+        n for n, m in resnext.named_modules() if isinstance(m, nn.Conv3d) and m.stride == (2, 2, 2)
+    }
+    assert strided == {
+        f"layer{i}.0.{name}" for i in (2, 3, 4) for name in ("conv2", "downsample.0")
+    }
+    assert resnext.conv1.stride == (1, 2, 2)
+    groups = [m.groups for n, m in resnext.named_modules() if n.endswith("conv2")]
+    assert groups == [32] * 33
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_heads_are_the_published_ones(net):
+    """`NetLinLayer` of richzhang/PerceptualSimilarity, lpips/lpips.py: a dropout, a convolution.
+
+    And lpips/pretrained_networks.py: behind which layers of `features` a slice ends.
+    """
+    channels, ends = {
+        "alex": ((64, 192, 384, 256, 256), (2, 5, 8, 10, 12)),
+        "vgg": ((64, 128, 256, 512, 512), (4, 9, 16, 23, 30)),
+    }[net]
+    state = published.load_tensors(
+        (published.LPIPS_ALEX if net == "alex" else published.LPIPS_VGG).find()
+    )
+    assert {k: tuple(v.shape) for k, v in state.items()} == {
+        f"lin{i}.model.1.weight": (1, c, 1, 1) for i, c in enumerate(channels)
+    }
+    assert tuple(tap + 1 for tap in lpips._TAPS[net]) == ends
+    with torch.device("meta"):
+        layers = (lpips.alexnet if net == "alex" else lpips.vgg16)()
+    assert all(isinstance(layers[tap], nn.ReLU) for tap in lpips._TAPS[net])
 
 
 def random_network(build) -> nn.Module:

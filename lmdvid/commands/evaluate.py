@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score, show and store; compare with a limit and with an earlier result."""
-    from lmdvid.metrics.protocols import PROTOCOLS, check_comparable
+    from lmdvid.metrics.protocols import PROTOCOLS, check_comparable, protocol
 
     if options.list:
         width = max(map(len, PROTOCOLS))
@@ -72,7 +72,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')}"
             parser.error(f"argument {option}: must be {least} or more")
+    by = protocol(options.protocol)
     earlier = _earlier(options.against) if options.against else None
+    if earlier is not None:  # before an hour of work, where that can be told
+        check_comparable({"protocol": earlier.get("protocol")}, {"protocol": by.describe()})
 
     from data_modules.index import find_clips
     from lmdvid.evaluate import evaluate
@@ -95,7 +98,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         result = evaluate(
             found[0],
             found[1],
-            options.protocol,
+            by,
             weights=options.weights,
             detections=detections,
             extrapolate=options.extrapolate,
@@ -106,14 +109,6 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             progress=True,
         )
     scores: dict[str, float | None] = result["scores"]
-    limits = {name or next(iter(scores)): value for name, value in options.fail_above}
-    if unknown := set(limits) - set(scores):
-        raise UsageError(f"no score {', '.join(unknown)}: there are {', '.join(scores)}")
-    exceeded = []
-    for name, limit in limits.items():
-        value = scores[name]
-        if value is None or not value <= limit:  # NaN is no success either
-            exceeded.append(f"{name} is {_number(value)}, the limit is {limit:g}")
     if rank == 0:
         if options.output:
             path = Path(options.output)
@@ -126,8 +121,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             print(f"wrote {options.output}")
         if options.wandb:
             _log(options.wandb, result)
-        for line in exceeded:
-            print(f"FAILED: {line}")
+    limits = {name or next(iter(scores)): value for name, value in options.fail_above}
+    if unknown := set(limits) - set(scores):
+        raise UsageError(f"no score {', '.join(unknown)}: there are {', '.join(scores)}")
+    exceeded = [
+        f"{name} is {_number(scores[name])}, the limit is {limit:g}"
+        for name, limit in limits.items()
+        if (value := scores[name]) is None or value > limit
+    ]
+    for line in exceeded if rank == 0 else ():
+        print(f"FAILED: {line}")
     return int(bool(exceeded))
 
 

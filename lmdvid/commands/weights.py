@@ -32,7 +32,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                     state += f"\n  intact, SHA-256 {entry.check(path)}"
                 except WeightsError as error:
                     wrong += 1
-                    state += f"\n  WRONG: {str(error).splitlines()[0]}"
+                    reason, _, _ = str(error).partition("\n")
+                    state += f"\n  WRONG: {reason}"
         known = entry.sha256 + ("..." if 0 < len(entry.sha256) < 64 else "")
         known = f"SHA-256 {known}" if known else "SHA-256 not documented"
         known += f"; Git blob {entry.blob}" if entry.blob else ""

@@ -1,8 +1,11 @@
-"""Outputs of detectors on disk: key points or embeddings of every frame of every clip."""
+"""What detectors find in frames: read from files, or asked of a detector that is installed."""
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable
 from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,53 @@ from lmdvid.npz import load_arrays
 _LARGEST = 1 << 31  # bytes, of all arrays of a file
 _MOST_FRAMES = 1_000_000  # of a clip
 
+SCORES = {"keypoints": ("akd", "mkr"), "identity": ("aed", "csim", "missed")}
+"""Names of the scores by what a detector finds."""
+
+Detector = Callable[[Tensor], Tensor]
+"""Frames (T, H, W, 3) uint8 RGB to (T, K, 2) key points or (T, D) embeddings, NaN where missing."""
+
 
 class DetectionsError(ValueError):
-    """A file of detections cannot be used; the text says where and why."""
+    """A file of detections, or a detector, cannot be used; the text says which and why."""
+
+
+def load_detector(name: str) -> tuple[Detector, dict[str, str]]:
+    """Import a detector by its dotted path, such as `my_faces.embed`.
+
+    Args:
+        name: Of a function that takes frames (T, H, W, 3) uint8 RGB as a numpy array and returns an
+            array: (T, K, 2) key points in pixels or (T, D) embeddings, NaN where it finds nothing.
+
+    Returns:
+        The detector of tensors, and what a result must say of it: its name, and the version of the
+        package it comes from.
+
+    Raises:
+        DetectionsError: There is no such function; from the detector: it gives another shape.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DetectionsError(
+            f"detector {name}: {error}; give the dotted path of an installed function of frames, "
+            "such as package.module.function"
+        ) from None
+    about = {"detector": name}
+    for distribution in packages_distributions().get(module.split(".")[0], [])[:1]:
+        about["version"] = f"{distribution} {version(distribution)}"
+
+    def detect(frames: Tensor) -> Tensor:
+        found = torch.as_tensor(np.asarray(function(frames.numpy()), dtype=np.float64))
+        if found.ndim not in (2, 3) or len(found) != len(frames):
+            raise DetectionsError(
+                f"detector {name} gives {tuple(found.shape)} of {len(frames)} frames; it must give "
+                "(T, K, 2) key points or (T, D) embeddings"
+            )
+        return found
+
+    return detect, about
 
 
 def load_detections(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

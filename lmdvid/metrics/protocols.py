@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmdvid.metrics.animation import Reduction
-from lmdvid.networks.features.efficientnet import EfficientNetClips
+from lmdvid.networks.features.efficientnet import EfficientNetClips, EfficientNetFrames
 from lmdvid.networks.features.frozen import VideoFeatures
 from lmdvid.networks.features.i3d import I3DClips, TorchScriptI3D
 from lmdvid.networks.features.inception import InceptionFrames
@@ -23,6 +23,7 @@ Side = Literal["real", "fake"]
 
 NETWORKS: dict[str, Callable[[str | Path | None], VideoFeatures]] = {
     "efficientnet": EfficientNetClips,
+    "efficientnet_frames": EfficientNetFrames,
     "i3d": I3DClips,
     "i3d_torchscript": TorchScriptI3D,
     "inception": InceptionFrames,
@@ -44,7 +45,10 @@ class Protocol:
         real_window: where in a real video they lie: at a `random` place drawn from `seed` and the
             video's name, at the `first` frames, in the `centre`, or `spread` over all of it.
         fake_window: the same for generated videos.
-        limit: of each set the first so many videos, in the order of their names; None takes all.
+        limit: of each set the first so many videos that can be used, in the order of their names;
+            None takes all.
+        motion: which animations of a task it compares: driven by the source's `own` video, or by
+            that of an `other` identity. What a folder holds is not checked.
         ddof: what covariances divide by, N - ddof.
         seed: of random places.
         pixels: pairs of videos are compared, averaged by video or by frame; None compares none.
@@ -62,6 +66,7 @@ class Protocol:
     real_window: Window = "random"
     fake_window: Window = "first"
     limit: int | None = None
+    motion: Literal["own", "other"] = "own"
     ddof: int = 1
     seed: int = 0
     pixels: Reduction | None = None
@@ -114,6 +119,16 @@ _FVD = Protocol(
     codec="frames as images, without loss",
 )
 _LONG = replace(_FVD, name="fvd2048_128f", about="as fvd2048_16f, of 128 frames", frames=128)
+_CROSS = Protocol(
+    name="cross_identity",
+    about="another's motion: FID of frames against the real ones; CSIM with the source pictures",
+    features="inception",
+    real_window="spread",
+    fake_window="spread",
+    motion="other",
+    detections=("identity",),
+    split="test",
+)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     p.name: p
@@ -155,6 +170,13 @@ PROTOCOLS: Mapping[str, Protocol] = {
             fake_window="spread",
         ),
         Protocol(
+            name="fd_effnetlite0_frames",
+            about="no FID: as fid_frames in features that are installed with lmdvid",
+            features="efficientnet_frames",
+            real_window="spread",
+            fake_window="spread",
+        ),
+        Protocol(
             name="reconstruction",
             about="each video against the real one of its name; no network",
             pixels="video",
@@ -174,14 +196,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
             split="test",
             codec="png, without loss",
         ),
-        Protocol(
-            name="cross_identity",
-            about="FID of frames against the real ones; CSIM with the source pictures",
-            features="inception",
-            real_window="spread",
-            fake_window="spread",
-            detections=("identity",),
-            split="test",
+        _CROSS,
+        replace(
+            _CROSS,
+            name="cross_identity_effnetlite0",
+            about="no FID: as cross_identity in features that are installed with lmdvid",
+            features="efficientnet_frames",
         ),
     )
 }
@@ -211,10 +231,11 @@ def check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         b: Another.
 
     Raises:
-        ProtocolError: They differ in protocol, weights, detectors, real set or numbers; says how.
+        ProtocolError: They differ in protocol, weights, detectors, real set or numbers, or in
+            where the videos came from; says how.
     """
     differences = []
-    for part in ("protocol", "weights", "detectors", "counts", "real_content"):
+    for part in ("protocol", "weights", "detectors", "counts", "real_content", "frames_given"):
         left, right = a.get(part), b.get(part)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             differences += [

@@ -8,3 +8,7 @@ Mode = Literal["relative", "absolute"]
 
 class WeightsError(ValueError):
     """A weight file is missing, is not the expected one, or is not made of plain tensors."""
+
+
+class MissingWeightsError(WeightsError):
+    """A weight file is not where it was looked for."""

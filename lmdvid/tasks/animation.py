@@ -109,11 +109,11 @@ class AnimationTask(AdversarialTask):
             videos.append(torch.cat(parts))
         return torch.stack(videos).float().clamp(-1, 1)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score held-out clips; return the panels of a sample video."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Score held-out clips; return the panels of a sample video, and what protocols compare."""
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """As in validation."""
         return self._evaluate("test", batch)
 
@@ -126,31 +126,38 @@ class AnimationTask(AdversarialTask):
             )
         return {"key": batch["key"], "video": self(batch["source"], batch["driving"])}
 
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """Rebuild each clip from its first frame; with ground truth, also another's motion.
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
+        """Rebuild each clip from its first frame; where another drives it, animate it so, too.
 
-        The source frame itself is left out of the scores (not out of the `cross_` ones, whose
-        frames are all new). `psnr` is that of each clip's mean squared error, averaged over clips;
-        `copy_psnr` is what repeating the source would score.
+        `compared` of what is returned has the results by whose motion drives them, see
+        `lmdvid.callbacks.StoreScores`. The source frame itself is left out of the scores (not out
+        of the `cross_` ones, whose frames are all new). `psnr` is that of each clip's mean squared
+        error, averaged over clips; `copy_psnr` is what repeating the source would score.
         """
         video = batch["video"]
         source = video[:, 0]
         result = self(source, video)
         scores = self._scores(result[:, 1:], video[:, 1:], source)
         panels = {"source": source, "driving": video, "result": result}
-        if "cross_truth" in batch:
-            driving, truth = batch["cross_driving"], batch["cross_truth"]
+        compared = {"own": (result, video)}
+        if "cross_driving" in batch:
+            driving = batch["cross_driving"]
             result = self(source, driving)
-            cross = self._scores(result, truth, source)
+            panels = {"source": source, "driving": driving, "result": result}
+            compared["other"] = (result, video)
+        if "cross_truth" in batch:
+            panels["truth"] = batch["cross_truth"]
+            cross = self._scores(result, panels["truth"], source)
             scores |= {f"cross_{name}": value for name, value in cross.items()}
-            panels = {"source": source, "driving": driving, "result": result, "truth": truth}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in scores.items()},
-            batch_size=len(video),
+            # Lightning 2.6 averages these over processes as whole numbers, rounding down: so that
+            # nothing is lost where shares are uneven, a multiple of their number.
+            batch_size=len(video) * self.trainer.world_size,
             on_epoch=True,
             sync_dist=True,
         )
-        return panels
+        return panels | {"compared": compared}
 
     @staticmethod
     def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
@@ -159,13 +166,18 @@ class AnimationTask(AdversarialTask):
                 video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
             )
 
-        # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower.
+        # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
+        # times the memory of the frames: of long clips, a part at a time.
         made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        ssim = structural_similarity_index_measure(made, true, data_range=1.0)
+        parts = [
+            structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+            for a, b in zip(made.split(64), true.split(64), strict=True)
+        ]
+        ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
         return {
             # On a scale of [0, 1], as LIA reports it.
             "l1": 0.5 * losses.l1(result, truth),
             "psnr": psnr(result),
-            "ssim": ssim,  # pyright: ignore[reportReturnType]
+            "ssim": ssim,
             "copy_psnr": psnr(source[:, None].expand_as(truth)),
         }

@@ -134,7 +134,7 @@ class InMoDeGAN(AdversarialTask):
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work; load what scores."""
         super().setup(stage)
-        if stage != "predict":
+        if stage in ("fit", "validate"):
             self.features = self.features or EfficientNetClips().to(self.device)
             # A new one for each run, whose held-out clips are the same every time.
             self.distance = FrechetDistance(self.features.dim, keep_real=True).to(self.device)
@@ -150,12 +150,12 @@ class InMoDeGAN(AdversarialTask):
         network.centre.lerp_(self.trainer.strategy.reduce(mean, reduce_op="mean"), 0.005)
         return {}, network.render(codes), real
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
         """Compare as many videos from noise with held-out ones; the first batch shows samples."""
         return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """As in validation."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """As in validation; the distances are those of the protocols that `StoreScores` names."""
         return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -180,14 +180,12 @@ class InMoDeGAN(AdversarialTask):
         """As in validation."""
         self.on_validation_epoch_start()
 
-    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Log the Fréchet distance of as many fakes as reals, and how much both move.
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """Log how much as many fakes as reals move and, in validation, their Fréchet distance.
 
         Its name says what it is: EfficientNet-Lite0's features, as many frames as in training. It
         is no FVD, and depends on the number of clips, which is logged.
         """
-        if self.features is None or self.distance is None:
-            raise RuntimeError("setup() has not run")
         if self.trainer.sanity_checking:
             return None
         real = batch["video"]
@@ -195,17 +193,26 @@ class InMoDeGAN(AdversarialTask):
         network = cast(VideoGenerator, self.generator_ema.network)
         first = (batch_idx * self.trainer.world_size + self.global_rank) * self._batch_size
         fake = generate(network, Plan(frames=self.frames), range(first, first + len(real)))
-        if self._embed_real:
-            self.distance.update(self.features(real), real=True)
-        self.distance.update(self.features(fake), real=False)
+        if stage == "val":
+            self._embed(real, fake)
         scores = {
             f"{stage}/motion": (fake[:, 1:] - fake[:, :-1]).abs().mean(),
             f"{stage}/real_motion": (real[:, 1:] - real[:, :-1]).abs().mean(),
         }
-        self.log_dict(scores, batch_size=len(real), on_epoch=True, sync_dist=True)
+        # A multiple of the number of processes, see `AnimationTask`.
+        weight = len(real) * self.trainer.world_size
+        self.log_dict(scores, batch_size=weight, on_epoch=True, sync_dist=True)
         self.log(f"{stage}/clips", float(len(real)), reduce_fx="sum", on_epoch=True, sync_dist=True)
-        self.log(f"{stage}/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
-        return self._samples() if batch_idx == 0 and self.global_rank == 0 else None
+        panels = self._samples() if batch_idx == 0 and self.global_rank == 0 else {}
+        return panels | {"compared": {"noise": (fake, real)}}
+
+    def _embed(self, real: Tensor, fake: Tensor) -> None:
+        if self.features is None or self.distance is None:
+            raise RuntimeError("setup() has not run")
+        if self._embed_real:
+            self.distance.update(self.features(real), real=True)
+        self.distance.update(self.features(fake), real=False)
+        self.log(f"val/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
 
     def _samples(self) -> dict[str, Tensor]:
         """Panels of a grid of videos: appearances as rows, motions as columns."""

@@ -7,12 +7,17 @@ and a file is opened only as plain tensors.
 from pathlib import Path
 from typing import Literal
 
-from lmdvid.networks.features.efficientnet import EfficientNetClips, EfficientNetLite0
+from lmdvid.networks.features.efficientnet import (
+    EfficientNetClips,
+    EfficientNetFrames,
+    EfficientNetLite0,
+)
 from lmdvid.networks.features.frozen import FrozenFeatures, VideoFeatures
 from lmdvid.networks.features.vgg19 import VGG19Features
 
 __all__ = [
     "EfficientNetClips",
+    "EfficientNetFrames",
     "EfficientNetLite0",
     "FrozenFeatures",
     "VGG19Features",

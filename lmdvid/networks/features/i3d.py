@@ -28,7 +28,9 @@ _MIXED = {
 class I3DNetwork(nn.Module):
     """The RGB stream of I3D with TensorFlow's "same" padding, its parts named as in PyTorch ports.
 
-    Batch normalisation has eps 1e-3. Before the logits stands an average over 2 x 7 x 7.
+    Batch normalisation has eps 1e-3, as in the graph that its authors published (Sonnet's default),
+    in pytorch-i3d and in kinetics_i3d_pytorch; VideoGPT's copy, which came with the weight file,
+    has 1e-5. Before the logits stands an average over 2 x 7 x 7.
     """
 
     def __init__(self) -> None:

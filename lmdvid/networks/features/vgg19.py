@@ -1,6 +1,5 @@
 """VGG-19, the network of the papers' perceptual losses."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from lmdvid.networks import WeightsError
 from lmdvid.networks.features.frozen import FrozenFeatures
-from lmdvid.networks.features.published import VGG19, digits_in_name, load_tensors
+from lmdvid.networks.features.published import VGG19, expected_of, load_tensors
 
 _INSTEAD = (
     " (--model.init_args.vgg19_weights PATH); or use the embedded network: "
@@ -27,8 +26,7 @@ class VGG19Features(FrozenFeatures):
     Args:
         weights: torchvision's `vgg19-dcbb9e9d.pth`, or the folder it lies in; None looks in the
             folder named by the environment variable LMDVID_WEIGHTS. The classifier is ignored.
-            The digits after the dash in the file's name must begin its SHA-256 (a name without
-            them is held against the published digits).
+            Another version's name must end with a dash and the first digits of its own SHA-256.
         taps: How many of the five feature maps, from the shallow end.
         autocast: Obey the surrounding autocast instead of computing in float32.
 
@@ -45,7 +43,7 @@ class VGG19Features(FrozenFeatures):
     def __init__(self, weights: str | Path | None = None, taps: int = 5, autocast: bool = False):
         super().__init__(taps, autocast)
         path = VGG19.find(weights, hint=_INSTEAD)
-        replace(VGG19, sha256=digits_in_name(path, VGG19.sha256)).check(path)
+        expected_of(path, VGG19).check(path)
         state = load_tensors(path)
 
         with torch.device("meta"):
