@@ -106,8 +106,11 @@ def _check(place: str, domain: Any, method: str) -> None:
         return
     kind = domain.get("distribution", "uniform")
     low, high = domain.get("min"), domain.get("max")
-    numbers = isinstance(low, int | float) and isinstance(high, int | float)
-    if kind not in _DISTRIBUTIONS or not numbers:
+    if (
+        kind not in _DISTRIBUTIONS
+        or not isinstance(low, int | float)
+        or not isinstance(high, int | float)
+    ):
         raise SweepError(
             f"{place}: give value, values, or min and max with a distribution uniform, int_uniform "
             "or log_uniform_values"

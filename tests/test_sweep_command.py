@@ -67,6 +67,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("LMDVID_FAULTS" not in os.environ, reason="takes long: LMDVID_FAULTS=1 runs it")
 def test_two_processes_one_killed_and_restarted_try_each_setting_once(tmp_path):
     write(tmp_path / "line.yaml")
     first, second = start(tmp_path), start(tmp_path)

@@ -165,7 +165,8 @@ def drawn(folder: Path, after: int = 0, until: int = STEPS) -> list[tuple]:
 MOVES = [((1, 2), (2, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 2))]
 
 
-@pytest.mark.parametrize(("before", "after"), MOVES if ALL else MOVES[2:])
+@long
+@pytest.mark.parametrize(("before", "after"), MOVES)
 def test_other_processes_draw_the_rest_of_the_epoch(
     zygote, clips, undisturbed, tmp_path, before, after
 ):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ALL, EVERY, STEPS, Run, experiment, final, prepare, random_moment, together
+from runs import ALL, EVERY, STEPS, Run, experiment, final, long, prepare, random_moment, together
 from test_resume import differences
 
 KILLS = int(os.environ.get("LMDVID_KILLS", "1"))
@@ -64,6 +64,7 @@ echo "$@" >> "$REQUEUED"
 """
 
 
+@long
 def test_slurm_is_asked_to_queue_a_job_again(zygote, clips, undisturbed, tmp_path):
     """The variables of a job, the warning signal, and a stand-in for `scontrol` on the path."""
     (tmp_path / "bin").mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import EVERY, ROOT, Run, experiment, final, long, prepare, together
+from runs import ALL, EVERY, ROOT, Run, experiment, final, long, prepare, together
 from test_resume import differences
 
 from lmdvid.tasks.inmodegan import InMoDeGAN
@@ -19,7 +19,7 @@ from lmdvid.tasks.lia import LIA
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("system", ["lia", "inmodegan"])
+@pytest.mark.parametrize("system", ["lia", "inmodegan"] if ALL else ["lia"])
 def test_losses_and_gradients_of_two_processes_are_those_of_one(zygote, clips, tmp_path, system):
     """With B a multiple of 4, so that the groups of the minibatch deviation are the same ones."""
     measured = []
@@ -61,6 +61,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(zygote, clips, t
             torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
+@long
 def test_shares_that_do_not_come_out_even_end_together(zygote, clips, tmp_path):
     """24 samples for two processes with 5 clips a batch: two batches each, then the next epoch."""
     configuration = experiment("lia", clips, ranks=2, batch=5)
@@ -106,6 +107,7 @@ def test_one_process_bad_numbers_let_all_leave_the_batch_out(zygote, clips, tmp_
     assert len((folder / "keys0.jsonl").read_text().splitlines()) == 5
 
 
+@long
 @pytest.mark.parametrize("system", ["lia", "inmodegan"])
 def test_a_step_sends_what_the_scaling_model_counts(zygote, clips, tmp_path, monkeypatch, system):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

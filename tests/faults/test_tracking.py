@@ -1,13 +1,14 @@
 """wandb without an account, from the command line to the folder that `wandb sync` sends."""
 
 import pytest
-from runs import Run, experiment, prepare
+from runs import Run, experiment, long, prepare
 
 from lmdvid.video import probe
 
 pytestmark = pytest.mark.slow
 
 
+@long
 def test_a_run_offline_has_configuration_metrics_and_videos(zygote, clips, tmp_path):
     configuration = experiment("lia", clips)
     configuration["trainer"] |= {
