@@ -5,11 +5,19 @@ the process's id, `{"wait": ID}` its exit code, negative for a signal. What runs
 `lmdvid.cli.main`, in a session of its own with the given folder, environment and output file.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
+
+
+def end_with_parent() -> None:
+    """Let the system end this process with the one that started it, should the tests be ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
 
 def run(order: dict) -> int:
@@ -17,6 +25,7 @@ def run(order: dict) -> int:
         return pid
     code = 1
     try:
+        end_with_parent()
         os.setsid()
         os.chdir(order["folder"])
         os.environ |= order["environment"]
@@ -39,6 +48,7 @@ def run(order: dict) -> int:
 
 
 def main() -> None:
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)
