@@ -5,6 +5,7 @@ the process's id, `{"wait": ID}` its exit code, negative for a signal. What runs
 `lmdvid.cli.main`, in a session of its own with the given folder, environment and output file.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -42,6 +43,7 @@ def run(order: dict) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()  # wandb's is one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
