@@ -5,12 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from runs import ALL, EVERY, ROOT, Run, experiment, final, long, prepare, together
+from runs import ALL, ROOT, Run, experiment, final, long, prepare, together
 from test_resume import differences
 
 from lmdvid.tasks.inmodegan import InMoDeGAN
@@ -127,7 +125,9 @@ def test_a_step_sends_what_the_scaling_model_counts(zygote, clips, tmp_path, mon
 @long
 def test_torchrun_starts_anew_after_a_process_was_killed(clips, undisturbed, tmp_path):
     """Its agent and workers as on a cluster; the line of `docs/scaling.md`, at its smallest."""
-    folder = prepare(tmp_path / "elastic", experiment("lia", clips, ranks=2))
+    configuration = experiment("lia", clips, ranks=2)
+    configuration["trainer"]["callbacks"].append({"class_path": "runs.KilledOnce"})
+    folder = prepare(tmp_path / "elastic", configuration)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,27 +145,13 @@ def test_torchrun_starts_anew_after_a_process_was_killed(clips, undisturbed, tmp
             start_new_session=True,
         )
     try:
-        step = folder / "step1"
-        while not step.exists() or int(step.read_text()) < EVERY + 1:
-            assert agent.poll() is None, (folder / "out.txt").read_text()
-            time.sleep(0.01)
-        workers = [pid for pid in _children(agent.pid) if "lmdvid" in _line(pid)]
-        assert len(workers) == 2
-        os.kill(workers[1], signal.SIGKILL)
         assert agent.wait(250) == 0, (folder / "out.txt").read_text()
     finally:
         if agent.poll() is None:
             os.killpg(agent.pid, signal.SIGKILL)
             agent.wait()
     said = (folder / "out.txt").read_text()
+    assert (folder / "killed").exists()
     assert "--ckpt_path last: no checkpoint of this experiment yet" in said
     assert "--ckpt_path last: runs/run/version_0/checkpoints/" in said
     assert differences(final(undisturbed("lia", ranks=2)), final(folder)) == []
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
