@@ -21,8 +21,8 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	@echo '$(TORCH)' >> .venv/constraints.txt
+	@{ grep -Fxq '$(TORCH)' constraints.txt && cat constraints.txt || \
+		{ grep -vE '^(torch|triton)==' constraints.txt; echo '$(TORCH)'; }; } > .venv/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
 	@touch $@

@@ -91,7 +91,8 @@ class Reference:
         return code
 
     def synthesise(self, w: Tensor, features: list[Tensor]) -> Tensor:
-        h = self.styled(self.weights["synthesis.constant"], w, "synthesis.conv")
+        constant = self.weights["synthesis.constant"].repeat(len(w), 1, 1, 1)
+        h = self.styled(constant, w, "synthesis.conv")
         flow = rgb = None
         for i, feature in enumerate(features):
             scale = f"synthesis.scales.{i}."

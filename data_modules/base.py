@@ -94,7 +94,9 @@ class VideoDataModule(LightningDataModule):
         sampling: `random` draws T different frames of a clip in any order (with repetition where a
             clip has fewer); `consecutive` a window of T frames (shorter clips are left out);
             `all` gives every frame, one clip at a time whatever `batch_size`, unshuffled.
-        stride: distance between consecutive frames, in training (but for `random`) and evaluation.
+        stride: distance between consecutive frames, in training (but for `random`) and evaluation;
+            of several, training draws one for each sample that the clip is long enough for, and
+            evaluation takes the smallest.
         samples_per_clip: how often an epoch visits every clip; small sets need more than 1.
         identity_sampling: an epoch visits every identity instead of every clip, and draws one of
             its clips.
@@ -144,7 +146,7 @@ class VideoDataModule(LightningDataModule):
         num_workers: int = 0,
         frames: int = 2,
         sampling: Sampling = "random",
-        stride: int = 1,
+        stride: int | list[int] = 1,
         samples_per_clip: int = 1,
         identity_sampling: bool = False,
         split: Split = "auto",
@@ -172,7 +174,7 @@ class VideoDataModule(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("frames", frames, 1),
-            ("stride", stride, 1),
+            ("stride", min(stride, default=0) if isinstance(stride, list) else stride, 1),
             ("samples_per_clip", samples_per_clip, 1),
             ("max_clips", max_clips, 1),
             ("identities", identities, 1),
@@ -258,9 +260,18 @@ class VideoDataModule(LightningDataModule):
         unfit = unfit_for_gpu(facts, self._decoder.name) if self._decoder else ""
         return [Clip(str(path), key, self.identity(key), 0, facts.frames, reader, unfit)], {}
 
+    def find(self, folder: Path) -> dict[str, Path]:
+        """Find the clips of a split's folder: their paths by key, see `find_clips`."""
+        return find_clips(folder, self.suffixes)
+
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
         """Add to the samples of a split what this data set knows about them; here nothing."""
         return samples
+
+    @property
+    def eval_stride(self) -> int:
+        """Distance between consecutive frames in evaluation."""
+        return self.stride if isinstance(self.stride, int) else min(self.stride)
 
     # Splits
 
@@ -360,7 +371,7 @@ class VideoDataModule(LightningDataModule):
         chosen = {}
         for folder in (train, test):
             if folder is not None and folder not in self._indexed:
-                paths = find_clips(folder, self.suffixes)
+                paths = self.find(folder)
                 if not paths:
                     raise self._no_clips(f"{folder} holds no clip")
                 keys = self._wanted(paths, folder) if folder == train else paths.keys()
@@ -500,7 +511,7 @@ class VideoDataModule(LightningDataModule):
         else:
             pairs = read_pairs(Path(self.pairs).expanduser(), self._held)
         samples = partial(
-            PairDataset, pairs, self.size, self.eval_frames, self.stride, self.backend
+            PairDataset, pairs, self.size, self.eval_frames, self.eval_stride, self.backend
         )
         return ClipLoader(
             samples(self._decoder),

@@ -20,7 +20,7 @@ import torch
 from rich.progress import Progress
 from torch.utils.data import Dataset
 
-from data_modules import puppetry
+from data_modules import puppet_motions, puppetry
 from data_modules.index import Clip
 from data_modules.sampling import ClipDataset, Item
 from lmdvid.video import VideoReadError, write_video
@@ -47,6 +47,7 @@ class PuppetSet:
         test_identities: clips of other identities.
         frames: per clip.
         seed: of the set; sets of different seeds share no identity.
+        motions: every clip is one of `puppet_motions.MOTIONS`, else of all at once.
     """
 
     kind: str
@@ -55,13 +56,18 @@ class PuppetSet:
     test_identities: int
     frames: int
     seed: int
+    motions: bool = False
 
     def folder(self) -> str:
         """Name the folder of this set, drawn and written in this version's way."""
         way = (_FPS, _CRF, _ENCODING, _SEEDS_PER_SET, FIRST_TEST_SEED)
-        version = sha256(Path(puppetry.__file__).read_bytes() + repr(way).encode()).hexdigest()[:8]
+        drawn = Path(puppetry.__file__).read_bytes()
+        if self.motions:
+            drawn += Path(puppet_motions.__file__).read_bytes()
+        version = sha256(drawn + repr(way).encode()).hexdigest()[:8]
+        what = "motions" if self.motions else self.kind
         return (
-            f"{self.kind}_{self.size}px_{self.train_identities}+{self.test_identities}"
+            f"{what}_{self.size}px_{self.train_identities}+{self.test_identities}"
             f"x{self.frames}_seed{self.seed}_{version}"
         )
 
@@ -130,7 +136,7 @@ def _draw_share(puppets: PuppetSet, folder: Path, share: int, of: int) -> Iterat
         for name, seed in list(puppets.clips())[share::of]:
             if (folder / name).is_file():
                 continue
-            who, pose = truth(seed, puppets.frames, puppets.kind)
+            who, pose = truth(seed, puppets.frames, puppets.kind, puppets.motions)
             frames = puppetry.render(who, pose, puppets.size, puppets.kind)
             write_video(folder / name, frames, _FPS, crf=_CRF, options=_ENCODING)
             yield
@@ -139,15 +145,23 @@ def _draw_share(puppets: PuppetSet, folder: Path, share: int, of: int) -> Iterat
 
 
 @lru_cache(maxsize=4096)
-def truth(seed: int, frames: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def truth(
+    seed: int, frames: int, kind: str, motions: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Identity (I,) and poses (T,P) of the clip with this seed; not to be written to."""
-    who, poses = puppetry.identity(seed, kind), puppetry.pose_path(seed, frames, kind, _FPS)
+    who = puppetry.identity(seed, kind)
+    if motions:
+        poses = puppet_motions.motion_path(seed, frames, _FPS)
+    else:
+        poses = puppetry.pose_path(seed, frames, kind, _FPS)
     who.flags.writeable = poses.flags.writeable = False
     return who, poses
 
 
 class PuppetDataset(Dataset):
     """Samples of drawn clips with their exact `identity` (I,) and `pose` (T,P), float32.
+
+    Where each clip is one motion, also `label`, the number of that motion.
 
     Args:
         samples: what to add the truth to.
@@ -162,6 +176,7 @@ class PuppetDataset(Dataset):
         self.samples = samples
         self.kind: str = puppets["kind"]
         self.path_frames: int = puppets["frames"]
+        self.motions: bool = puppets.get("motions", False)
         self.seeds: dict[str, int] = {Path(k).name: seed for k, seed in puppets["seeds"].items()}
         self.drivers = {
             clip.key: drivers[(place + 1) % len(drivers)] for place, clip in enumerate(drivers)
@@ -177,6 +192,8 @@ class PuppetDataset(Dataset):
         frames = sample["frames"].numpy()
         who, pose = self._truth(sample["key"])
         sample |= {"identity": torch.tensor(who), "pose": torch.from_numpy(pose[frames])}
+        if self.motions:
+            sample["label"] = puppet_motions.motion_of(self.seeds[sample["key"]])
         if self.drivers:
             other = self.drivers[sample["key"]]
             try:
@@ -189,7 +206,7 @@ class PuppetDataset(Dataset):
         return sample
 
     def _truth(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        return truth(self.seeds[key], self.path_frames, self.kind)
+        return truth(self.seeds[key], self.path_frames, self.kind, self.motions)
 
 
 if __name__ == "__main__":

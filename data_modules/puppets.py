@@ -22,16 +22,20 @@ class Puppets(VideoDataModule):
     another test identity's frames, `cross_key`, its clip, and `cross_truth` (B,T,3,H,W), the clip's
     own identity in the poses of that driver, drawn.
 
+    With `motions` each clip is one of `puppet_motions.MOTIONS` (a head smiles, turns, nods or
+    speaks), beginning at rest, and batches add its number, `label` (B,).
+
     There is no augmentation, because it would falsify identity and pose.
 
     Args:
-        root: folder for the drawings; each setting of the next five arguments has its subfolder.
+        root: folder for the drawings; each setting of the next seven arguments has its subfolder.
         kind: `head` or `taichi`.
         size: side of the frames in pixels, 32 to 512.
         train_identities: clips to train on, each of its own identity.
         test_identities: clips of other identities, at least 2.
         clip_frames: frames per clip, at 25 per second.
         draw_seed: of identities and motion.
+        motions: one kind of motion in each clip, see above; else everything at once.
         batch_size: clips per batch and process.
         num_workers: processes that decode, per loader; 0 decodes in the training process. With
             workers, a script of your own needs the guard `if __name__ == "__main__":`.
@@ -60,6 +64,7 @@ class Puppets(VideoDataModule):
         test_identities: int = 24,
         clip_frames: int = 48,
         draw_seed: int = 0,
+        motions: bool = False,
         batch_size: int = 8,
         num_workers: int = 0,
         frames: int = 2,
@@ -89,9 +94,13 @@ class Puppets(VideoDataModule):
             )
         if kind not in KINDS:
             raise DataError(f"kind is {kind!r}; choose from {', '.join(KINDS)}")
+        if motions and kind != "head":
+            raise DataError(f"motions are those of heads: leave kind={kind} or motions out")
         if not SIZES[0] <= size <= SIZES[1]:
             raise DataError(f"size is {size}; puppets are drawn at {SIZES[0]} to {SIZES[1]} pixels")
-        puppets = PuppetSet(kind, size, train_identities, test_identities, clip_frames, draw_seed)
+        puppets = PuppetSet(
+            kind, size, train_identities, test_identities, clip_frames, draw_seed, motions
+        )
         super().__init__(
             root=str(Path(root).expanduser() / puppets.folder()),
             size=size,

@@ -5,7 +5,7 @@ Nothing here imports Lightning, so that the workers of a loader start quickly.
 
 import csv
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,9 +84,10 @@ def read_frames(
         return Encoded(clip.path, read_bytes(clip.path), list(frames))
 
 
-def frames_needed(frames: int, sampling: Sampling, stride: int) -> int:
-    """How many frames a clip must have to be drawn from."""
-    return (frames - 1) * stride + 1 if sampling == "consecutive" else 1
+def frames_needed(frames: int, sampling: Sampling, stride: int | Sequence[int]) -> int:
+    """How many frames a clip must have to be drawn from, at the smallest of several strides."""
+    smallest = stride if isinstance(stride, int) else min(stride)
+    return (frames - 1) * smallest + 1 if sampling == "consecutive" else 1
 
 
 class ClipDataset(Dataset):
@@ -104,7 +105,8 @@ class ClipDataset(Dataset):
         sampling: `random`: T different frames (with repetition where the clip has fewer);
             `consecutive`: a window of T frames at a random place; `all`: the whole clip,
             every `stride`-th frame of it.
-        stride: distance between consecutive frames; `random` has none.
+        stride: distance between consecutive frames; `random` has none. Of several, training draws
+            one that the clip is long enough for, and evaluation takes the smallest.
         training: draw; else take the window from the start of the clip.
         by_identity: an item is an identity.
         seed: of all draws.
@@ -119,7 +121,7 @@ class ClipDataset(Dataset):
         size: int,
         frames: int = 2,
         sampling: Sampling = "random",
-        stride: int = 1,
+        stride: int | Sequence[int] = 1,
         training: bool = True,
         by_identity: bool = False,
         seed: int = 0,
@@ -130,7 +132,7 @@ class ClipDataset(Dataset):
         self.size = size
         self.frames = frames
         self.sampling: Sampling = sampling
-        self.stride = stride
+        self.strides = [stride] if isinstance(stride, int) else sorted(stride)
         self.training = training
         self.seed = seed
         self.backend: Backend = backend
@@ -172,13 +174,18 @@ class ClipDataset(Dataset):
 
     def _draw(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
         if self.sampling == "all":
-            return np.arange(clip.start, clip.stop, self.stride, dtype=np.int64)
+            return np.arange(clip.start, clip.stop, self.strides[0], dtype=np.int64)
         if self.sampling == "random":
             chosen = rng.choice(len(clip), self.frames, replace=len(clip) < self.frames)
             return clip.start + chosen.astype(np.int64)
-        room = len(clip) - frames_needed(self.frames, self.sampling, self.stride)
+        stride = self.strides[0]
+        if self.training and len(self.strides) > 1:
+            need = [frames_needed(self.frames, self.sampling, stride) for stride in self.strides]
+            fitting = sum(len(clip) >= frames for frames in need)
+            stride = self.strides[int(rng.integers(fitting))]
+        room = len(clip) - frames_needed(self.frames, self.sampling, stride)
         start = int(rng.integers(room + 1)) if self.training else 0
-        return clip.start + start + self.stride * np.arange(self.frames, dtype=np.int64)
+        return clip.start + start + stride * np.arange(self.frames, dtype=np.int64)
 
 
 def check_unreadable(unreadable: dict[str, str], total: int, share: float) -> None:
@@ -209,6 +216,28 @@ def seed_loader(count: int, batch_size: int, processes: int) -> DataLoader:
     numbers = [{"index": number} for number in range(count)]
     # Lightning, making it again for its share, gives the batch size by name.
     return DataLoader(numbers, batch_size=batch_size)  # type: ignore[arg-type]
+
+
+class LabelledDataset(Dataset):
+    """Samples with the class of their clip, `label`, a whole number.
+
+    Args:
+        samples: what to add it to.
+        labels: each clip's, by its key.
+    """
+
+    def __init__(self, samples: Dataset, labels: Mapping[str, int]):
+        self.samples = samples
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, item: int | Item) -> dict[str, Any]:
+        sample = self.samples[item]  # type: ignore[index]
+        if "video" in sample:  # else it could not be read
+            sample["label"] = self.labels[sample["key"]]
+        return sample
 
 
 class PairDataset(Dataset):

@@ -67,8 +67,9 @@ class Animator:
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
-            On a CPU its weights are laid out channels last, which changes no value and is faster,
-            and what convolutions make of them is kept: it takes about as much memory again.
+            On a CPU or an NVIDIA GPU its weights are laid out channels last, which changes no value
+            and is faster; what a CPU's convolutions make of them is kept: it takes about as much
+            memory again.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
             bfloat16 on a CPU with instructions for it, and float32 everywhere else.
         batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
@@ -84,7 +85,7 @@ class Animator:
         if batch_size is not None and batch_size < 1:
             raise AnimationError(f"batch_size={batch_size}: choose 1 or more")
         self.device = next(network.parameters()).device
-        if self.device.type == "cpu":
+        if self.device.type in ("cpu", "cuda"):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: AnimationNetwork = network  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype or inference_dtype(self.device)
@@ -215,7 +216,9 @@ class Animator:
 
         def encode(part: Tensor) -> Tensor:
             with self._inference():
-                return self.network.encode_motion(part.to(self.device))
+                if self.device.type == "cuda" and not part.is_cuda:
+                    part = part.pin_memory()  # from there it is copied while the GPU computes
+                return self.network.encode_motion(part.to(self.device, non_blocking=True))
 
         def render(codes: Tensor) -> list[Tensor]:
             with self._inference():

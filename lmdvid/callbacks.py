@@ -20,6 +20,7 @@ from lmdvid.metrics.probe import PictureProbe, leakage
 from lmdvid.metrics.protocols import protocol
 from lmdvid.networks import MissingWeightsError
 from lmdvid.networks.features.frozen import VideoFeatures
+from lmdvid.ops import Impl, use
 from lmdvid.video import to_float, to_uint8, write_image, write_video
 
 
@@ -381,6 +382,25 @@ class PredictionVideos(L.Callback):
         """Say where they are."""
         if trainer.is_global_zero:
             print(f"wrote the videos in {self.folder}")
+
+
+class Operations(L.Callback):
+    """Choose the implementation of the networks' operations for a run, see `lmdvid.ops.use`.
+
+    Args:
+        impl: `auto`, `reference` (plain PyTorch) or `triton`, which fails where it cannot run.
+    """
+
+    def __init__(self, impl: Impl) -> None:
+        self.impl: Impl = impl
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose, until the end of the run."""
+        self._restore = use(self.impl)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the choice as it was."""
+        self._restore.__exit__()
 
 
 class ContinuedLog(L.Callback):

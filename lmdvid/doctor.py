@@ -142,6 +142,7 @@ def accelerators() -> Iterator[Finding]:
             gpu = torch.cuda.get_device_properties(index)
             text = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
             yield Finding(f"cuda:{index}", text)
+            yield _kernels(torch.device("cuda", index))
     elif driver:
         text = f"an NVIDIA GPU is here, but torch {torch.__version__} cannot use it"
         yield Finding("cuda", text, False, _TORCH)
@@ -158,6 +159,23 @@ def accelerators() -> Iterator[Finding]:
             text = f"{vision} does not fit torch {torch.__version__}: {_first_line(error)}"
             advice = "pip uninstall torchvision   (lmdvid does not use it; Lightning imports it)"
             yield Finding("torchvision", text, False, advice)
+
+
+def _kernels(device: Any) -> Finding:
+    """Which implementation of the operations runs on a GPU, and why."""
+    subject = f"networks on {device}"
+    try:
+        dispatch = import_module("lmdvid.ops.dispatch")
+        impl, reason = dispatch.setting(), dispatch.obstacle(device)
+    except Exception as error:  # as below
+        return Finding(subject, _first_line(error), False, "unset LMDVID_OPS")
+    if impl == "reference":
+        return Finding(subject, "plain PyTorch, because LMDVID_OPS=reference")
+    if reason is not None:
+        return Finding(subject, f"plain PyTorch, slower than Triton kernels: {reason}")
+    if dispatch.interpreted() and impl == "auto":
+        return Finding(subject, "plain PyTorch, because TRITON_INTERPRET=1 is for tests")
+    return Finding(subject, "Triton kernels")
 
 
 def _animation(torch: Any) -> Iterator[Finding]:

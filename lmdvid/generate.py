@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,15 +16,26 @@ from einops import rearrange
 from rich.progress import Progress
 from torch import Tensor
 
+from lmdvid.navigator import LatentNavigator
 from lmdvid.npz import load_arrays
 from lmdvid.ops.precision import exact
 from lmdvid.pretrained import choose_device, load_network
-from lmdvid.video import IMAGE_SUFFIXES, VideoWriter, to_uint8, write_image
+from lmdvid.video import (
+    IMAGE_SUFFIXES,
+    VideoWriter,
+    centre_square,
+    read_clip,
+    resize,
+    to_float,
+    to_uint8,
+    write_image,
+)
 from lmdvid.video.overlap import write_behind
 
 _SMALL = 1_000_000  # bytes, that arrays of a wrong shape may take to be told so
 
 CHUNK = 16  # frames of a video that are drawn at once
+WHOLE = 4  # videos that are made at once where their frames cannot be drawn apart
 
 
 class GenerationError(ValueError):
@@ -34,15 +46,33 @@ class VideoGenerator(Protocol):
     """What this module needs of a network; the codes are the network's own business.
 
     Codes are a dataclass of tensors that begin with the batch's axis. For `activate` and `control`
-    they have `appearance` (B, D) and `alpha` (B, T - 1, N), and the network has a `navigator`.
+    they have `appearance` (B, D) and `alpha` (B, T - 1, N), and the network has a `navigator`; for
+    `truncation` it has a `centre`, and `sample_codes` takes psi behind the noise.
+
+    A network that moves a picture has `classes`, a sequence of names, instead of
+    `appearance_noise`; its `sample_codes` takes the picture (B, 3, size, size) in [-1, 1], the
+    motion noise, and the classes' numbers (B,). `class_number` knows a class by its name.
+
+    Attributes:
+        size: Side of a frame.
+        frames: Of a video where no other length is asked for.
+        framewise: Whether each frame is drawn from the codes alone; else a video is made whole.
+        appearance_noise: Size of the noise vector of an appearance.
+        motion_noise: Size of the noise vector of one step of a motion.
     """
 
     size: int
+    frames: int
+    framewise: bool
     appearance_noise: int
     motion_noise: int
 
-    def sample_codes(self, appearance: Tensor, motion: Tensor, truncation: float = 1.0) -> Any:
-        """Codes of noise (B, appearance_noise) and (B, T - 1, motion_noise)."""
+    def motion_steps(self, frames: int) -> int:
+        """Steps of motion noise for so many frames; ValueError where it makes no such video."""
+        ...
+
+    def sample_codes(self, appearance: Tensor, motion: Tensor, *more: Any) -> Any:
+        """Codes of noise (B, appearance_noise) and (B, steps, motion_noise)."""
         ...
 
     def render(self, codes: Any, start: int = 0, stop: int | None = None) -> Tensor:
@@ -55,8 +85,12 @@ class Plan:
     """Which videos to generate; each is known by its index, whoever draws it and when.
 
     Args:
-        frames: Frames T of each; a longer video begins with the frames of a shorter one.
+        frames: Frames T of each, None for as many as the network makes by itself. The noise of a
+            longer video begins with that of a shorter one; so do its frames where each is drawn
+            from the noise before it, as InMoDeGAN does.
         seed: Of all noise.
+        image: For a network that moves a picture, its path; the central square is taken.
+        label: Which of the classes that network knows, by name or number; None takes all in turn.
         truncation: Below 1 more typical and less varied appearances, see `sample_codes`.
         fix: `appearance`: all videos show video 0's; `motion`: all perform video 0's.
         interpolate: So many videos from video 0's appearance to video 1's, in equal steps between
@@ -73,7 +107,7 @@ class Plan:
         GenerationError: For settings that make no sense or contradict each other.
     """
 
-    frames: int = 16
+    frames: int | None = None
     seed: int = 0
     truncation: float = 1.0
     fix: Literal["appearance", "motion"] | None = None
@@ -81,9 +115,11 @@ class Plan:
     activate: Sequence[int] = ()
     control: Sequence[str] = ()
     alpha: str | None = None
+    image: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
+        if self.frames is not None and self.frames < 1:
             raise GenerationError(f"frames is {self.frames}: choose 1 or more")
         if self.seed < 0:
             raise GenerationError(f"seed is {self.seed}: choose 0 or more")
@@ -130,11 +166,21 @@ def sample_codes(network: VideoGenerator, plan: Plan, index: int) -> Any:
     """Codes of one video, B = 1; computed alone, so that they do not depend on a batch.
 
     Raises:
-        GenerationError: If the network has no such direction, or a file cannot be read.
+        GenerationError: If the network cannot do what the plan asks for, has no such direction or
+            class, or a file cannot be read.
     """
+    _check(network, plan)
     parameter = _parameter(network)
-    who = 0 if plan.fix == "appearance" else index
+    frames = plan.frames or network.frames
     what = 0 if plan.fix == "motion" or plan.interpolate else index
+    try:
+        steps = network.motion_steps(frames)
+    except ValueError as error:
+        raise GenerationError(f"frames is {frames}: {error}") from None
+    z_m = noise(plan.seed, MOTION, what, [steps, network.motion_noise])[None].to(parameter)
+    if hasattr(network, "classes"):
+        return _conditioned(network, plan, index, z_m)
+    who = 0 if plan.fix == "appearance" else index
     if plan.interpolate:
         if index >= plan.interpolate:
             raise GenerationError(
@@ -147,40 +193,91 @@ def sample_codes(network: VideoGenerator, plan: Plan, index: int) -> Any:
         z_a = z_a.lerp(other, share)
     else:
         z_a = noise(plan.seed, APPEARANCE, who, [1, network.appearance_noise])
-    z_m = noise(plan.seed, MOTION, what, [plan.frames - 1, network.motion_noise])[None]
-    codes = network.sample_codes(z_a.to(parameter), z_m.to(parameter), plan.truncation)
-    return _steered(network, codes, plan)
+    psi = () if plan.truncation == 1 else (plan.truncation,)
+    codes = network.sample_codes(z_a.to(parameter), z_m, *psi)
+    return _steered(network, codes, plan, frames)
 
 
-def _steered(network: VideoGenerator, codes: Any, plan: Plan) -> Any:
+def _check(network: VideoGenerator, plan: Plan) -> None:
+    """Refuse what this network knows nothing of."""
+    asked = {
+        "truncation": (plan.truncation != 1, "centre", "no mean appearance to come closer to"),
+        "activate, control and alpha": (
+            bool(plan.activate or plan.control or plan.alpha),
+            "navigator",
+            "no motion directions",
+        ),
+        "image and label": (
+            plan.image is not None or plan.label is not None,
+            "classes",
+            "no picture to move, but makes videos from noise alone",
+        ),
+        "interpolate and fix=appearance": (
+            plan.interpolate is not None or plan.fix == "appearance",
+            "appearance_noise",
+            "no appearances of its own: a picture gives it",
+        ),
+    }
+    for options, (wanted, attribute, lacks) in asked.items():
+        if wanted and not hasattr(network, attribute):
+            raise GenerationError(f"the {system(network)} network has {lacks}: leave {options} out")
+    if hasattr(network, "classes") and plan.image is None:
+        raise GenerationError(
+            f"the {system(network)} network moves a picture: say which one, image (--image PATH)"
+        )
+
+
+def system(network: Any) -> str:
+    """The name of a network's file."""
+    return type(network).__module__.rpartition(".")[2]
+
+
+def _conditioned(network: Any, plan: Plan, index: int, motion: Tensor) -> Any:
+    """Codes of the plan's picture and class."""
+    path = Path(str(plan.image)).expanduser()
+    try:
+        number = (
+            index % len(network.classes) if plan.label is None else network.class_number(plan.label)
+        )
+        picture = _picture(path, path.stat().st_mtime_ns, network.size)
+    except OSError as error:
+        raise GenerationError(f"cannot read {path}: {str(error.strerror).lower()}") from None
+    except ValueError as error:  # VideoReadError names the file
+        raise GenerationError(str(error)) from None
+    label = torch.tensor([number], device=motion.device)
+    return network.sample_codes(picture.to(motion), motion, label)
+
+
+@lru_cache(maxsize=1)
+def _picture(path: Path, changed: int, size: int) -> Tensor:
+    """The central square of a picture, (1, 3, size, size) in [-1, 1]."""
+    return to_float(resize(centre_square(read_clip(path, [0])), size))
+
+
+def _steered(network: VideoGenerator, codes: Any, plan: Plan, frames: int) -> Any:
     """Codes with the magnitudes that the plan asks for."""
     if not (plan.activate or plan.control or plan.alpha):
         return codes
-    navigator = getattr(network, "navigator", None)
-    if navigator is None:
-        raise GenerationError(
-            f"{type(network).__name__} has no motion directions: leave activate, control and alpha "
-            "out"
-        )
+    navigator: LatentNavigator = network.navigator  # pyright: ignore[reportAttributeAccessIssue]
     if plan.activate:
         _check_directions(plan.activate, navigator.directions)
         alpha = torch.zeros_like(codes.alpha)
         alpha[..., list(plan.activate)] = codes.alpha[..., list(plan.activate)]
         return replace(codes, alpha=alpha)
     if plan.alpha and plan.alpha.endswith(".npz"):
-        alpha = _read_steps(Path(plan.alpha), plan.frames, navigator.directions)
+        alpha = _read_steps(Path(plan.alpha), frames, navigator.directions)
         return replace(codes, alpha=alpha[None].to(codes.alpha))
     if plan.alpha:
-        places = _read_places(Path(plan.alpha), plan.frames)
+        places = _read_places(Path(plan.alpha), frames)
     else:
         places = {}
         for text in plan.control:
-            direction, path = trajectory(text, plan.frames)
+            direction, path = trajectory(text, frames)
             if direction in places:
                 raise GenerationError(f"direction {direction} is controlled twice")
             places[direction] = path
     _check_directions(places, navigator.directions)
-    walk = codes.appearance.new_zeros(plan.frames, navigator.directions)
+    walk = codes.appearance.new_zeros(frames, navigator.directions)
     for direction, path in places.items():
         walk[:, direction] = torch.from_numpy(path).to(walk)
     origin = codes.appearance + navigator.displace(walk[:1])
@@ -283,17 +380,24 @@ def stack_codes(codes: Sequence[Any]) -> Any:
     )
 
 
+def rows(codes: Any, start: int, stop: int) -> Any:
+    """Codes of some videos of a batch."""
+    return replace(codes, **{name: value[start:stop] for name, value in vars(codes).items()})
+
+
 def generate(network: VideoGenerator, plan: Plan, indices: Sequence[int]) -> Tensor:
     """Videos by their indices, in float32 whatever autocast says: the same ones everywhere.
 
     Returns:
         (B, T, 3, size, size) float32 clamped to [-1, 1].
     """
+    frames = plan.frames or network.frames
+    chunk = CHUNK if network.framewise else frames
     with exact(_parameter(network).device):
         codes = stack_codes([sample_codes(network, plan, index) for index in indices])
         parts = [
-            network.render(codes, start, min(start + CHUNK, plan.frames)).float().clamp(-1, 1)
-            for start in range(0, plan.frames, CHUNK)
+            network.render(codes, start, min(start + chunk, frames)).float().clamp(-1, 1)
+            for start in range(0, frames, chunk)
         ]
         return torch.cat(parts, dim=1)
 
@@ -323,7 +427,7 @@ def generate_files(
             all of them; `.png` or `.jpg` for a sheet with a row for each video, of up to 16 of its
             frames, evenly spread.
         videos: How many.
-        plan: Which ones; None is 16 frames each.
+        plan: Which ones; None is what the network makes by itself.
         fps: Frames per second; None is 25.
         columns: Of a grid that plays; None makes it square.
         batch_size: Videos that are drawn at once into a folder, None is 8. Memory does not grow
@@ -365,10 +469,11 @@ def generate_files(
     network = load_network(checkpoint, choose_device(device))
     if not all(hasattr(network, name) for name in ("sample_codes", "render")):
         raise GenerationError(
-            f"{checkpoint} holds the {type(network).__module__.rpartition('.')[2]} network, which "
-            "does not make videos from noise"
+            f"{checkpoint} holds the {system(network)} network, which does not make videos from "
+            "noise"
         )
     source: VideoGenerator = network  # pyright: ignore[reportAssignmentType]
+    length = plan.frames or source.frames
     with Progress(disable=not progress) as bar:
         if not suffix:
             task = bar.add_task("generate", total=videos)
@@ -378,11 +483,11 @@ def generate_files(
                 paths += _write_each(source, plan, indices, output, fps, save_codes)
                 bar.advance(task, len(indices))
             return paths
-        task = bar.add_task("generate", total=plan.frames)
+        task = bar.add_task("generate", total=length)
         codes = stack_codes([sample_codes(source, plan, index) for index in range(videos)])
-        moments = _moments(source, codes, plan.frames)
+        moments = _moments(source, codes, length)
         if suffix in IMAGE_SUFFIXES:
-            shown = np.linspace(0, plan.frames - 1, min(16, plan.frames)).round()
+            shown = np.linspace(0, length - 1, min(16, length)).round()
             columns_shown = []
             for number, frames in enumerate(moments):
                 if number in shown:
@@ -401,11 +506,22 @@ def generate_files(
 def _moments(network: VideoGenerator, codes: Any, frames: int) -> Iterator[Tensor]:
     """What all videos show at each moment, uint8 (B, H, W, 3)."""
     videos = len(next(iter(vars(codes).values())))
+    if not network.framewise:
+        whole = [
+            _drawn(network, rows(codes, start, start + WHOLE), 0, frames)
+            for start in range(0, videos, WHOLE)
+        ]
+        yield from torch.cat(whole).movedim(1, 0)
+        return
     chunk = max(1, CHUNK // videos)
     for start in range(0, frames, chunk):
-        with exact(_parameter(network).device):
-            shown = network.render(codes, start, min(start + chunk, frames)).float()
-        yield from to_uint8(shown.cpu()).movedim(1, 0)
+        yield from _drawn(network, codes, start, min(start + chunk, frames)).movedim(1, 0)
+
+
+def _drawn(network: VideoGenerator, codes: Any, start: int, stop: int) -> Tensor:
+    """Frames of videos, uint8 (B, T, H, W, 3) on the CPU."""
+    with exact(_parameter(network).device):
+        return to_uint8(network.render(codes, start, stop).float().cpu())
 
 
 def _tiled(frames: Tensor, columns: int) -> Tensor:
@@ -428,7 +544,7 @@ def _write_each(
     paths = [folder / f"{index:06d}.mp4" for index in indices]
     with ExitStack() as writing:
         writers = [writing.enter_context(VideoWriter(path, fps)) for path in paths]
-        for frames in _moments(network, stack_codes(codes), plan.frames):
+        for frames in _moments(network, stack_codes(codes), plan.frames or network.frames):
             for writer, frame in zip(writers, frames, strict=True):
                 writer.write(frame)
     if save_codes:

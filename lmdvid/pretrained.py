@@ -16,8 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmdvid import networks
@@ -39,6 +37,8 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
         network: A network of `lmdvid.networks` with its constructor's arguments in `config`.
         folder: Made where missing; files in it of these names are replaced.
     """
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
@@ -156,6 +156,9 @@ def convert(path: str | Path, folder: str | Path) -> str:
 
 
 def _read_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         description = json.loads((path / CONFIG_FILE).read_text())
         name, config = description["network"], description["config"]

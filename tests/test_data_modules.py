@@ -23,11 +23,13 @@ from data_modules.bair import BAIR
 from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import Clip, find_clips, identity_of, split_by_identity
+from data_modules.mug import MUG
 from data_modules.puppets import Puppets
 from data_modules.sampling import ClipLoader, ClipSampler, ResumableLoader, read_pairs
 from data_modules.seeds import Seeds
 from data_modules.taichi import TaiChi
 from data_modules.ted import TED
+from data_modules.uvanemo import UvANemo
 from data_modules.voxceleb import VoxCeleb
 from lmdvid.video import write_image, write_video
 
@@ -1030,7 +1032,7 @@ def test_impossible_arguments_are_refused(options, text):
         Clips("data", **options)
 
 
-@pytest.mark.parametrize("kind", [Clips, TaiChi, VoxCeleb, TED, BAIR])
+@pytest.mark.parametrize("kind", [Clips, TaiChi, VoxCeleb, TED, BAIR, UvANemo, MUG])
 def test_the_command_line_parses_and_documents_every_argument(kind, capsys):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VideoDataModule, "data")

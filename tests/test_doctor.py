@@ -8,7 +8,7 @@ import torch
 
 from lmdvid import doctor
 from lmdvid.doctor import Finding
-from lmdvid.ops import convolution
+from lmdvid.ops import convolution, dispatch
 
 
 class Package:
@@ -187,6 +187,24 @@ def test_how_the_cpu_animates_is_told(monkeypatch):
     assert told() == "computes in float32, weights prepared once"
     monkeypatch.setattr(convolution, "obstacle", lambda dtype: "there is none")
     assert told() == "computes in float32, weights prepared at every frame: there is none"
+
+
+def test_what_runs_on_a_gpu_is_told_with_the_reason(monkeypatch):
+    def told(reason=None, impl="auto"):
+        monkeypatch.setattr(dispatch, "obstacle", lambda device: reason)
+        monkeypatch.setenv("LMDVID_OPS", impl)
+        finding = doctor._kernels(torch.device("cuda", 0))
+        assert finding.subject == "networks on cuda:0"
+        return finding
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert told().text == "Triton kernels"
+    missing = "triton is not installed (pip install triton)"
+    assert told(missing).text == f"plain PyTorch, slower than Triton kernels: {missing}"
+    assert "LMDVID_OPS=reference" in told(impl="reference").text
+    assert not told(impl="fast").ok
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET" in told().text
 
 
 def test_modules_that_cannot_be_imported_are_reported(monkeypatch):

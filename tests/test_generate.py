@@ -1,6 +1,7 @@
 """Videos from noise: what an index means, plans, files, the command."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from lmdvid.generate import (
     generate_files,
     noise,
     sample_codes,
+    stack_codes,
     trajectory,
 )
-from lmdvid.networks import inmodegan, lia
-from lmdvid.pretrained import DeviceError, save_network
-from lmdvid.video import probe, read_clip, to_uint8
+from lmdvid.networks import g3an, imaginator, inmodegan, lia
+from lmdvid.pretrained import DeviceError, load_network, save_network
+from lmdvid.video import probe, read_clip, to_float, to_uint8, write_image
 
 NETWORK = {
     "size": 32,
@@ -283,3 +285,93 @@ def test_networks_that_do_not_generate_are_refused(tmp_path):
         generate_files(tmp_path / "lia", tmp_path / "out", progress=False)
     with pytest.raises(DeviceError, match="choose cpu"):
         generate_files(tmp_path / "lia", tmp_path / "out", device="abacus", progress=False)
+
+
+# Networks that make a video whole
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Folders of a G3AN and of an ImaGINator, and a picture."""
+    folder = tmp_path_factory.mktemp("others")
+    torch.manual_seed(0)
+    save_network(g3an.Generator(32, 0.0625), folder / "g3an")
+    save_network(
+        imaginator.Generator(32, ["left", "right", "up"], 0.0625, 6, 5), folder / "imaginator"
+    )
+    write_image(folder / "a.png", (torch.rand(50, 40, 3) * 255).byte())
+    return folder
+
+
+def test_g3an_writes_what_it_draws(others, tmp_path):
+    network = load_network(others / "g3an")
+    assert generate(network, Plan(), [0]).shape == (1, 16, 3, 32, 32)
+    plan = Plan(frames=18, seed=4)
+    with torch.no_grad():
+        z = [noise(4, APPEARANCE, 2, [1, 128]), noise(4, MOTION, 2, [2, 10])[None]]
+        expected = network(*z)[:, :18]
+    torch.testing.assert_close(generate(network, plan, [2]), expected, atol=1e-5, rtol=1e-4)
+    sheet = tmp_path / "sheet.png"
+    generate_files(others / "g3an", sheet, 6, plan, progress=False)  # two batches
+    drawn = to_uint8(generate(network, plan, range(6)))
+    shown = read_clip(sheet, [0])[0].unflatten(0, (6, 32)).unflatten(2, (16, 32))
+    assert (shown[:, :, 0].int() - drawn[:, 0].int()).abs().max() <= 1
+    assert (shown[:, :, 15].int() - drawn[:, 17].int()).abs().max() <= 1
+    together, alone = generate(network, plan, range(3)), generate(network, plan, [1])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_picture_performs_classes(others, tmp_path, capsys):
+    network = load_network(others / "imaginator")
+    source = to_float(read_clip(others / "a.png", [0])[:, 5:45])
+    source = torch.nn.functional.interpolate(source, 32, mode="bilinear", antialias=True)
+    plan = Plan(image=str(others / "a.png"), seed=1)
+    codes = stack_codes([sample_codes(network, plan, i) for i in range(4)])
+    assert codes.label.tolist() == [0, 1, 2, 0]
+    assert (codes.image - source).abs().max() <= 1 / 127.5
+    assert torch.equal(codes.motion[1], noise(1, MOTION, 1, [1, 5])[0])
+    for label in ("up", "2"):
+        told = sample_codes(network, replace(plan, label=label, fix="motion"), 3)
+        assert told.label.item() == 2
+        assert torch.equal(told.motion, codes.motion[:1])
+    line = ["generate", "--checkpoint", str(others / "imaginator"), "--num", "2", "--seed", "1"]
+    line += ["--image", str(others / "a.png"), "--label", "up"]
+    assert cli.main([*line, "--output", str(tmp_path / "made"), "--save-codes"]) == 0
+    assert "wrote 2 videos" in capsys.readouterr().out
+    assert probe(tmp_path / "made" / "000001.mp4").frames == 16
+    with np.load(tmp_path / "made" / "000001.npz") as saved:
+        np.testing.assert_array_equal(saved["motion"], codes.motion[1:2].numpy())
+        assert saved["label"].tolist() == [2]
+    assert cli.main([*line, "--frames", "9", "--output", str(tmp_path / "grid.mp4")]) == 0
+    assert probe(tmp_path / "grid.mp4").frames == 9
+
+
+PICTURE = ["--image", "PICTURE"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("g3an", PICTURE, "g3an network has no picture to move"),
+        ("g3an", ["--label", "up"], "leave image and label out"),
+        ("g3an", ["--truncation", "0.5"], "leave truncation out"),
+        ("g3an", ["--activate", "1"], "g3an network has no motion directions"),
+        ("imaginator", [], "say which one, image"),
+        ("imaginator", [*PICTURE, "--frames", "17"], "frames is 17: this network makes videos of"),
+        ("imaginator", [*PICTURE, "--label", "down"], "choose from left, right, up, or 0 to 2"),
+        ("imaginator", [*PICTURE, "--interpolate"], "leave interpolate and fix=appearance out"),
+        ("imaginator", [*PICTURE, "--fix", "appearance"], "leave interpolate and fix"),
+        ("imaginator", ["--image", "none.png"], "cannot read none.png: no such file"),
+        ("imaginator", ["--image", "CHECKPOINT/config.json"], "config.json"),
+    ],
+)
+def test_options_that_do_not_apply(others, name, options, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [o.replace("PICTURE", str(others / "a.png")) for o in options]
+    options = [o.replace("CHECKPOINT", str(others / name)) for o in options]
+    line = ["generate", "--checkpoint", str(others / name), "--output", "x", *options]
+    assert cli.main(line) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())

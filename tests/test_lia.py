@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lmdvid import ops
 from lmdvid.networks import lia
 from lmdvid.networks.layers import (
     EqualConv2d,
@@ -19,6 +20,7 @@ from lmdvid.networks.layers import (
     minibatch_stddev,
     upsample,
 )
+from lmdvid.ops.precision import exact
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -102,6 +104,21 @@ def test_pictures_equal_the_original(generator, golden):
     sweep = source.codes.repeat(3, 1)
     sweep[:, 3] += torch.tensor([-3.0, 0.0, 1.5])
     assert_image(generator.render(source, sweep, mode="absolute"), golden["sweep_d3"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_pictures_on_a_gpu_equal_the_original(generator, golden, impl):
+    device = torch.device("cuda")
+    golden, generator = {k: v.to(device) for k, v in golden.items()}, generator.to(device)
+    with ops.use(impl), exact(device):
+        source = generator.encode_source(golden["source"])
+        codes = generator.encode_motion(golden["driving"])
+        assert_code(source.appearance, golden["appearance"])
+        assert_code(codes, golden["alpha"])
+        assert_code(generator.navigator.basis(), golden["basis"])
+        assert_image(generator.render(source, codes, mode="absolute"), golden["absolute"])
+        assert_image(generator.render(source, codes, codes[:1], "relative"), golden["relative"])
 
 
 def test_parameter_counts():
@@ -235,8 +252,10 @@ def test_zero_flow(align_corners):
         flow.conv.weight.zero_()
         flow.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
     features = torch.randn(2, 4, 9, 7)
-    warped, mask, _ = flow(torch.randn(2, 4, 9, 7), torch.randn(2, 8), features, None)
-    assert (mask == 1).all()
+    h = torch.randn(2, 4, 9, 7)
+    warped, painted, logits = flow(h, torch.randn(2, 8), features, None)
+    assert (logits[:, 2].sigmoid() == 1).all()
+    assert torch.equal(painted, warped)
     if align_corners:
         torch.testing.assert_close(warped, features, atol=1e-5, rtol=1e-5)
     else:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lmdvid.navigator import LatentNavigator
+from lmdvid.navigator import LatentNavigator, _gram_schmidt
 
 FORMS = ["qr", "polar", "svd"]
 
@@ -186,6 +186,33 @@ def test_svd_follows_its_saved_signs():
     loaded = LatentNavigator(12, 3, "svd")
     loaded.load_state_dict(navigator.state_dict())
     torch.testing.assert_close(loaded.basis(), navigator.basis())
+
+
+@pytest.mark.parametrize(("dim", "directions"), [(512, 20), (64, 64), (7, 1)])
+@pytest.mark.parametrize("condition", [1, 1e3, 1e6])
+def test_the_basis_of_gpus_is_that_of_householder(dim, directions, condition):
+    """Nearer to float64's than float32's Householder is, values and gradients alike."""
+    left, right = torch.randn(dim, directions).double(), torch.randn(directions, directions)
+    values = torch.logspace(0, -torch.tensor(condition).log10().item(), directions).double()
+    weight = torch.linalg.qr(left).Q * values @ torch.linalg.qr(right.double()).Q
+    weight = weight.float().requires_grad_()
+    other = torch.randn(dim, directions)
+
+    def householder(weight):
+        q, r = torch.linalg.qr(weight)
+        return q * r.diagonal().sign()
+
+    def errors(way):
+        q = way(weight)
+        (gradient,) = torch.autograd.grad((q * other.to(q)).sum(), weight)
+        return (q - exact).abs().max(), (gradient - exact_gradient).abs().max()
+
+    exact = householder(weight.double())
+    (exact_gradient,) = torch.autograd.grad((exact * other).sum(), weight)
+    ours, plain = errors(_gram_schmidt), errors(householder)
+    assert ours[0] < max(1e-6, plain[0])
+    assert ours[1] < max(1e-5 * exact_gradient.abs().max(), plain[1])
+    assert _gram_schmidt(torch.ones(5, 2)).isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from lmdvid.tasks.adversarial import (
     PredictionError,
     StrategyError,
 )
+from lmdvid.tasks.animation import reconstruction_scores
 from lmdvid.tasks.lia import LIA
 from lmdvid.video import probe, read_clip
 
@@ -322,22 +323,21 @@ def test_frozen_features_stay_out_of_checkpoints(tmp_path):
     assert run.global_step == 2
 
 
-def test_scores_are_what_they_say(tmp_path):
+def test_scores_are_what_they_say():
     """PSNR and L1 against numbers worked out by hand, without the source frame."""
-    task = LIA(**SMALL).eval()
     video = Squares(2, 5)[0]["video"][None]
     target = video[:, 1:]
-    scores = task._scores(target + 0.2, target, video[:, 0])
+    scores = reconstruction_scores(target + 0.2, target, video[:, 0])
     assert scores["l1"].item() == pytest.approx(0.1)
     assert scores["psnr"].item() == pytest.approx(10 * math.log10(4 / 0.04), rel=1e-4)
     error = (video[:, :1] - target).square().mean().item()
     assert scores["copy_psnr"].item() == pytest.approx(10 * math.log10(4 / error), rel=1e-4)
-    perfect = task._scores(target.double(), target.double(), video[:, 0].double())
+    perfect = reconstruction_scores(target.double(), target.double(), video[:, 0].double())
     assert perfect["ssim"].item() == pytest.approx(1.0)
     # Of two flat pictures only the means count, on [0, 1]: (2 a b + C) / (a^2 + b^2 + C), C = 1e-4.
     flat = [torch.full((1, 4, 3, 32, 32), 2 * grey - 1).double() for grey in (0.2, 0.6)]
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
-    ssim = task._scores(flat[0], flat[1], video[:, 0].double())["ssim"].item()
+    ssim = reconstruction_scores(flat[0], flat[1], video[:, 0].double())["ssim"].item()
     assert ssim == pytest.approx(expected)
 
 

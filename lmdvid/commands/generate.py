@@ -4,7 +4,7 @@ import argparse
 
 from lmdvid.commands import whole_numbers
 
-HELP = "make videos from noise"
+HELP = "make videos from noise, or from a picture and noise"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with a row for each video",
     )
     add("--num", type=int, default=16, metavar="N", help="videos (default: %(default)s)")
-    add("--frames", type=int, default=16, metavar="T", help="of each (default: %(default)s)")
+    add(
+        "--frames",
+        type=int,
+        metavar="T",
+        help="of each (default: what the network makes by itself, 16 or, with a picture, 32)",
+    )
     add("--seed", type=int, default=0, metavar="S", help="of all noise (default: %(default)s)")
+    add("--image", metavar="PATH", help="picture that moves (ImaGINator)")
+    add(
+        "--label",
+        metavar="CLASS",
+        help="what it does, by name or number (default: all classes in turn)",
+    )
     add(
         "--truncation",
         type=float,
@@ -84,6 +95,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         activate=options.activate,
         control=options.control,
         alpha=options.alpha,
+        image=options.image,
+        label=options.label,
     )
     paths = generate_files(
         options.checkpoint,

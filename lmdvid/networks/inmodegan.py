@@ -34,6 +34,8 @@ from lmdvid.networks.layers import (
     minibatch_stddev,
     upsample,
 )
+from lmdvid.ops.dispatch import runs_triton
+from lmdvid.ops.modulation import activate
 
 Noise = Literal["none", "shared"]
 VideoKind = Literal["3d", "2d"]
@@ -156,8 +158,8 @@ class NoisyConv(StyledConv):
         if self.training:
             noise = torch.randn_like(noise.expand(len(x) // frames, -1, -1, -1))
             noise = noise.repeat_interleave(frames, dim=0)
-        x = x + (self.strength * noise).to(x.dtype)
-        return F.leaky_relu(x + self.bias.to(x.dtype).view(1, -1, 1, 1), 0.2) * GAIN
+        x = GAIN * (x + (self.strength * noise).to(x.dtype))
+        return activate(x, bias=GAIN * self.bias, slope=0.2)
 
 
 class Scale(nn.Module):
@@ -240,6 +242,8 @@ class Generator(nn.Module):
             work.
     """
 
+    framewise = True
+    frames = 16
     centre: Tensor
 
     def __init__(
@@ -294,6 +298,10 @@ class Generator(nn.Module):
         self.synthesis = Synthesis(size, dim, width, noise, checkpointing)
         # The mean w_0 of training, towards which truncation pulls; the task keeps it up to date.
         self.register_buffer("centre", torch.zeros(dim))
+
+    def motion_steps(self, frames: int) -> int:
+        """Steps of motion noise for so many frames: one to each but the first."""
+        return frames - 1
 
     def sample_codes(self, appearance: Tensor, motion: Tensor, truncation: float = 1.0) -> Codes:
         """Noise to codes, in float32 whatever autocast says: their differences are the motion.
@@ -419,13 +427,17 @@ class Conv3d(nn.Module):
             frames = blur(frames, padding=2) if kernel == 3 else blur(frames, padding=1, stride=2)
             x = rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
             space, stride = 0, 2 if kernel == 3 else 1
+        # As in `Convolution`.
+        after = bias is not None and runs_triton("auto", x, bias)
         x = F.conv3d(
             x,
             self.weight * self.scale,
-            bias,
+            None if after else bias,
             stride=(1, stride, stride),
             padding=(kernel // 2, space, space),
         )
+        if after:
+            return activate(x, bias=bias, slope=0.2)
         return x if bias is None else F.leaky_relu(x, 0.2)
 
 

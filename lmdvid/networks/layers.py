@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lmdvid.ops.convolution import Convolution, kept
+from lmdvid.ops.modulation import activate
+from lmdvid.ops.resample import resample
 
 BASE_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 
@@ -39,23 +41,14 @@ def check_size(size: int) -> None:
 GAIN = math.sqrt(2)  # of the activation
 
 
-def fir_kernel(like: Tensor, gain: float = 1.0) -> Tensor:
-    """The [1, 3, 3, 1] low-pass filter as depth-wise weights (C, 1, 4, 4) that sum to `gain`."""
-    # Computed on the device: copying a list there would make it wait at every layer.
-    taps = (2 - (torch.arange(4, dtype=like.dtype, device=like.device) - 1.5).abs()) / 4
-    return (gain * taps[:, None] * taps).expand(like.shape[1], 1, 4, 4)
-
-
 def blur(
     x: Tensor, padding: int, stride: int = 1, gain: float = 1.0, bias: Tensor | None = None
 ) -> Tensor:
     """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...).
 
-    One depth-wise convolution: on a CPU the usual detour through single-channel images costs
-    several times as much. A bias (C,) is added.
+    A bias (C,) is added.
     """
-    kernel = fir_kernel(x, gain)
-    return F.conv2d(x, kernel, bias, stride=stride, padding=padding, groups=x.shape[1])
+    return resample(x, down=stride, padding=padding, gain=gain, bias=bias)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -64,7 +57,7 @@ def upsample(x: Tensor) -> Tensor:
     In the precision of `x`, whatever autocast says: pictures and flows add up over the scales.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv_transpose2d(x, fir_kernel(x, 4.0), stride=2, padding=1, groups=x.shape[1])
+        return resample(x, up=2, gain=4.0)
 
 
 class EqualLinear(nn.Module):
@@ -254,15 +247,12 @@ class ModulatedConv2d(nn.Module):
         if len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel():
             weight = self._scaled()[0] * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
             return self._convolve_one(x, weight, None if bias is None else gain * bias)
-        x = x * scale.to(x.dtype)[:, :, None, None]
+        x = activate(x, scale)
         x = self.convolution.prepared(x, self, self._scaled, self.weight)
+        bias, slope = (None, None) if bias is None else (gain * bias, 0.2)
         if self.up:
-            x = blur(x, padding=1, gain=4.0)
-        norm = norm.to(x.dtype)[:, :, None, None]
-        if bias is None:
-            return x * norm
-        x = torch.addcmul((gain * bias).to(x.dtype).view(1, -1, 1, 1), x, norm)
-        return F.leaky_relu_(x, 0.2)
+            return resample(x, padding=1, gain=4.0, scale=norm, bias=bias, slope=slope)
+        return activate(x, norm, bias, slope)
 
     def _convolve_one(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.up:

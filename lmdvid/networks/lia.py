@@ -25,11 +25,11 @@ from lmdvid.networks.layers import (
     StyledConv,
     channels,
     check_size,
-    fir_kernel,
     upsample,
 )
 from lmdvid.ops.convolution import Convolution
-from lmdvid.ops.warp import masked_warp
+from lmdvid.ops.reference import fir_kernel
+from lmdvid.ops.warp import flow_warp
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Flow(nn.Module):
         self.align_corners = align_corners
 
     def forward(
-        self, h: Tensor, w: Tensor, features: Tensor, coarser: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, h: Tensor, w: Tensor, features: Tensor, coarser: Tensor | None, paint: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Warp the source's features to where the latent code wants them.
 
         Args:
@@ -109,11 +109,12 @@ class Flow(nn.Module):
             w: (B, D) latent codes.
             features: (B, ..., H, W) source features, or what becomes of them.
             coarser: (B, 3, H/2, W/2) logits of the scale below, or None.
+            paint: Also fill what the mask leaves free with h.
 
         Returns:
-            The masked warped source features (B, ..., H, W), the mask (B, 1, H, W), and the logits
-            (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image each way)
-            and whose sigmoid is the mask. Mask and logits are in float32 or better.
+            The masked warped source features (B, ..., H, W); those with h painted in, or None; and
+            the logits (B, 3, H, W), whose tanh is the displacement in x and y (up to half the image
+            each way) and whose sigmoid is the mask. Logits are in float32 or better.
         """
         # Coordinates need float32: half precision rounds them to a quarter of a pixel at 256 px.
         exact = torch.promote_types(h.dtype, torch.float32)
@@ -122,12 +123,11 @@ class Flow(nn.Module):
             logits = self.conv(h.to(exact), w).contiguous() + self.bias.view(1, 3, 1, 1)
             if coarser is not None:
                 logits = logits + upsample(coarser)
-            height, width = logits.shape[-2:]
-            y = torch.linspace(-1, 1, height, device=h.device, dtype=exact)
-            x = torch.linspace(-1, 1, width, device=h.device, dtype=exact)
-            grid = logits[:, :2].tanh() + torch.stack(torch.meshgrid(x, y, indexing="xy"))
-            mask = logits[:, 2:].sigmoid()
-            return masked_warp(features, grid, mask, self.align_corners), mask, logits
+            painted_in = h if paint else None
+            warped, painted = flow_warp(
+                logits, features, painted_in, align_corners=self.align_corners
+            )
+        return warped, painted, logits
 
 
 class ToRGB(nn.Module):
@@ -186,14 +186,13 @@ class Scale(nn.Module):
         """Features, flow logits and picture of the scale below to those of this one."""
         h = self.conv(self.up(h, w), w)
         if self.last:
-            colours, _, flow = self.flow(h, w, self.rgb.colours(features), logits)
+            colours = self.rgb.colours(features)
+            # The last colours are the picture's own, so they keep float32.
+            colours = colours.to(torch.promote_types(colours.dtype, torch.float32))
+            colours, _, flow = self.flow(h, w, colours, logits, paint=False)
             return h, flow, self.rgb(colours, rgb)
-        warped, mask, flow = self.flow(h, w, features, logits)
-        if warped.dtype == h.dtype:
-            painted = torch.addcmul(warped, h, (1 - mask).to(h.dtype))
-        else:
-            painted = (h * (1 - mask) + warped).to(h.dtype)
-        return painted, flow, self.rgb(self.rgb.colours(warped), rgb)
+        warped, painted, flow = self.flow(h, w, features, logits)
+        return painted, flow, self.rgb(self.rgb.colours(warped), rgb)  # pyright: ignore[reportReturnType]
 
 
 class Synthesis(nn.Module):

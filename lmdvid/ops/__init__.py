@@ -1,1 +1,9 @@
-"""Operations with a faster form on some devices, each beside the plain one that defines it."""
+"""Operations with a faster form on some devices, each beside the plain one that defines it.
+
+`reference` holds the definitions. On NVIDIA GPUs most run as kernels written in Triton instead,
+unless `use` or the environment variable LMDVID_OPS says otherwise; `lmdvid doctor` tells which.
+"""
+
+from lmdvid.ops.dispatch import Impl, use
+
+__all__ = ["Impl", "use"]

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmdvid.ops.dispatch import runs_triton
+from lmdvid.ops.modulation import activate
+
 T = TypeVar("T")
 _OPERATORS = (
     "_convolution_pointwise",
@@ -48,10 +51,15 @@ class Convolution:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (O, C / groups, k, k) and (O,) to (B, O, ...): the plain form."""
+        # Where a kernel adds the bias and activates, the convolution leaves both to it.
+        after = self.slope is not None and runs_triton("auto", x, bias)
+        inside = None if after else bias
         if self.transposed:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), bias, self.stride, self.padding)
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), inside, self.stride, self.padding)
         else:
-            x = F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
+            x = F.conv2d(x, weight, inside, self.stride, self.padding, groups=self.groups)
+        if after:
+            return activate(x, bias=bias, slope=self.slope)
         return x if self.slope is None else F.leaky_relu_(x, self.slope)
 
     def prepared(

@@ -1,6 +1,7 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -40,7 +41,7 @@ class PredictionError(ValueError):
 
 
 class AdversarialTask(L.LightningModule):
-    """A generator against a discriminator, one step of each per batch, the generator first.
+    """A generator against a discriminator, one step of each per batch, on the same samples.
 
     A task defines `generator_step`; everything a paper does not decide is here.
 
@@ -56,12 +57,14 @@ class AdversarialTask(L.LightningModule):
         discriminator_every: The same for the discriminator; also how often R1 runs.
         adversarial: Weight of the generator's adversarial loss; at 0 the discriminator rests.
         r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
-        ema: Decay of the generator's moving average, which is validated, saved and shown.
+        ema: Decay of the generator's moving average, which is validated, saved and shown; at 0
+            it is the generator itself.
         nonfinite: What to do where a loss or a gradient is NaN or infinite: `stop`, or `skip`,
             which leaves the batch out, names it and counts (`nonfinite/skipped` in the log).
         nonfinite_limit: So many batches in a row are left out; at the next one weights and
             optimisers of the run's last good checkpoint are taken up (`nonfinite/returns`), and
             the data go on.
+        discriminator_first: Let the discriminator step first; else the generator does.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class AdversarialTask(L.LightningModule):
         adversarial: float,
         r1: float,
         ema: float,
+        discriminator_first: bool = False,
         nonfinite: bad_numbers.Policy = "stop",
         nonfinite_limit: int = 10,
     ) -> None:
@@ -91,6 +95,7 @@ class AdversarialTask(L.LightningModule):
         self.discriminator_every = discriminator_every
         self.adversarial = adversarial
         self.r1 = r1
+        self.discriminator_first = discriminator_first
         self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
         self._seed: int | None = None
 
@@ -103,18 +108,26 @@ class AdversarialTask(L.LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it generates")
 
+    def discriminate(self, samples: Tensor, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """The discriminator's logits of fake or real samples; a task may tell it more."""
+        return self.discriminator(samples)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the generator, then one of the discriminator on the same samples."""
-        step = self.global_step
+        """One step of the generator and one of the discriminator, on the same samples."""
         generator, discriminator = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         # Lightning counts every optimiser's steps in `global_step`, which would double max_steps
         # and every period (Lightning issue 17958). The loop resets the hooks at each batch.
         discriminator._on_before_step = discriminator._on_after_step = lambda: None
+        penalised = self.r1 > 0 and self.global_step % max(1, self.discriminator_every) == 0
 
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
+        criticise = partial(self._discriminator_step, discriminator, fake.detach(), real, batch)
+        if self.discriminator_first and not criticise(penalised):
+            return
+        with self.toggled_optimizer(generator):
             if self.adversarial > 0:
-                for name, logits in self._judge(fake).items():
+                for name, logits in self._judge(fake, batch).items():
                     terms[f"adversarial{name}"] = self.adversarial * losses.generator_loss(logits)
             if not self._descend(generator, terms, batch):
                 return
@@ -123,14 +136,18 @@ class AdversarialTask(L.LightningModule):
                 module.align_signs()
         self.generator_ema.update(self.generator)
         self._log_terms("generator", terms)
-        if self.adversarial == 0:
+        if self.discriminator_first or criticise(penalised):
             self._all_was_finite()
-            return
 
-        with self.toggled_optimizer(discriminator):
-            penalised = self.r1 > 0 and step % max(1, self.discriminator_every) == 0
+    def _discriminator_step(
+        self, optimizer: Any, fake: Tensor, real: Tensor, batch: Batch, penalised: bool
+    ) -> bool:
+        """Learn to tell fake from real, unless the generator does without; say whether it went."""
+        if self.adversarial == 0:
+            return True
+        with self.toggled_optimizer(optimizer):
             real = real.detach().requires_grad_(penalised)
-            real_logits, fake_logits = self._judge(real), self._judge(fake.detach())
+            real_logits, fake_logits = self._judge(real, batch), self._judge(fake, batch)
             terms = {
                 f"adversarial{name}": losses.discriminator_loss(logits, fake_logits[name])
                 for name, logits in real_logits.items()
@@ -139,14 +156,14 @@ class AdversarialTask(L.LightningModule):
                 for name, logits in real_logits.items():
                     penalty = losses.r1_penalty(real, logits, self.r1)
                     terms[f"r1{name}"] = penalty * max(1, self.discriminator_every)
-            if not self._descend(discriminator, terms, batch):
-                return
-        self._all_was_finite()
+            if not self._descend(optimizer, terms, batch):
+                return False
         self._log_terms("discriminator", terms)
+        return True
 
-    def _judge(self, samples: Tensor) -> dict[str, Tensor]:
+    def _judge(self, samples: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Logits by the discriminator's name, as it follows the name of a loss."""
-        logits = self.discriminator(samples)
+        logits = self.discriminate(samples, batch)
         if isinstance(logits, Mapping):
             return {f"_{name}": value for name, value in logits.items()}
         return {"": logits}
@@ -159,7 +176,7 @@ class AdversarialTask(L.LightningModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision or a strategy that cannot work."""
+        """Refuse what cannot work; lay the weights out as tensor cores want them."""
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise StrategyError(
                 f"trainer.strategy {type(self.trainer.strategy).__name__} splits the weights, and "
@@ -171,6 +188,10 @@ class AdversarialTask(L.LightningModule):
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
                 "float32 weights. Use bf16-mixed (or 32-true)"
             )
+        if self.trainer.strategy.root_device.type == "cuda":
+            for parameter in self.parameters():
+                if parameter.ndim == 4:  # `Module.to` fails at the 3-D kernels of video networks
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if (
             self.trainer.precision == "bf16-mixed"
             and self.trainer.strategy.root_device.type == "cpu"
@@ -194,6 +215,18 @@ class AdversarialTask(L.LightningModule):
         start of an epoch have drawn in between.
         """
         torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)))
+
+    def on_validation_start(self) -> None:
+        """Let all processes judge one network: their batch norms have seen different clips."""
+        if self.trainer.world_size > 1:
+            buffers = list(self.generator_ema.network.buffers())
+            first = self.trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+            for buffer, value in zip(buffers, first, strict=True):
+                buffer.copy_(value)
+
+    def on_train_end(self) -> None:
+        """As before validation."""
+        self.on_validation_start()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the run over."""

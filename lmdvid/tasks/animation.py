@@ -137,7 +137,7 @@ class AnimationTask(AdversarialTask):
         video = batch["video"]
         source = video[:, 0]
         result = self(source, video)
-        scores = self._scores(result[:, 1:], video[:, 1:], source)
+        scores = reconstruction_scores(result[:, 1:], video[:, 1:], source)
         panels = {"source": source, "driving": video, "result": result}
         compared = {"own": (result, video)}
         if "cross_driving" in batch:
@@ -147,7 +147,7 @@ class AnimationTask(AdversarialTask):
             compared["other"] = (result, video)
         if "cross_truth" in batch:
             panels["truth"] = batch["cross_truth"]
-            cross = self._scores(result, panels["truth"], source)
+            cross = reconstruction_scores(result, panels["truth"], source)
             scores |= {f"cross_{name}": value for name, value in cross.items()}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in scores.items()},
@@ -159,25 +159,30 @@ class AnimationTask(AdversarialTask):
         )
         return panels | {"compared": compared}
 
-    @staticmethod
-    def _scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
-        def psnr(video: Tensor) -> Tensor:
-            return peak_signal_noise_ratio(
-                video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
-            )
 
-        # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
-        # times the memory of the frames: of long clips, a part at a time.
-        made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-        parts = [
-            structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
-            for a, b in zip(made.split(64), true.split(64), strict=True)
-        ]
-        ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
-        return {
-            # On a scale of [0, 1], as LIA reports it.
-            "l1": 0.5 * losses.l1(result, truth),
-            "psnr": psnr(result),
-            "ssim": ssim,
-            "copy_psnr": psnr(source[:, None].expand_as(truth)),
-        }
+def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
+    """How close videos (B, T, 3, H, W) come to the truth, beside what repeating `source` scores.
+
+    `l1` on a scale of [0, 1], `psnr` of each clip's mean squared error, `ssim` of frames.
+    """
+
+    def psnr(video: Tensor) -> Tensor:
+        return peak_signal_noise_ratio(
+            video, truth, data_range=2.0, dim=(1, 2, 3, 4), reduction="elementwise_mean"
+        )
+
+    # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
+    # times the memory of the frames: of long clips, a part at a time.
+    made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
+    parts = [
+        structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+        for a, b in zip(made.split(64), true.split(64), strict=True)
+    ]
+    ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
+    return {
+        # On a scale of [0, 1], as LIA reports it.
+        "l1": 0.5 * losses.l1(result, truth),
+        "psnr": psnr(result),
+        "ssim": ssim,
+        "copy_psnr": psnr(source[:, None].expand_as(truth)),
+    }

@@ -1,21 +1,20 @@
 """How InMoDeGAN learns: its videos against real ones, frame by frame and at several speeds."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from lmdvid.generate import Plan, VideoGenerator, generate
-from lmdvid.metrics.frechet import FrechetDistance
+from lmdvid.generate import Plan
 from lmdvid.navigator import Orthogonal
-from lmdvid.networks.features import EfficientNetClips
 from lmdvid.networks.inmodegan import Discriminators, Generator, Noise, VideoKind
-from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
+from lmdvid.tasks.adversarial import Batch
+from lmdvid.tasks.generation import GenerationTask
 from lmdvid.tasks.nonfinite import Policy
 
 
-class InMoDeGAN(AdversarialTask):
+class InMoDeGAN(GenerationTask):
     """InMoDeGAN (Wang, Bremond, Dantcheva, arXiv 2101.03049, 2021): videos from noise.
 
     The generator's loss is the sum of its adversarial losses against an image discriminator and a
@@ -89,8 +88,6 @@ class InMoDeGAN(AdversarialTask):
         columns: int = 4,
         prediction: Plan | None = None,
     ) -> None:
-        if adversarial <= 0:
-            raise ValueError(f"adversarial={adversarial}: nothing else trains this; choose above 0")
         generator = Generator(
             size=size,
             dim=dim,
@@ -116,6 +113,10 @@ class InMoDeGAN(AdversarialTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            frames=frames,
+            rows=rows,
+            columns=columns,
+            prediction=prediction,
             nonfinite=nonfinite,
             nonfinite_limit=nonfinite_limit,
         )
@@ -124,107 +125,12 @@ class InMoDeGAN(AdversarialTask):
         for parameter in self.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.frames = frames
-        self.rows = rows
-        self.columns = columns
-        self.prediction = prediction or Plan(frames=frames)
-        self.features: EfficientNetClips | None = None
-        self.distance: FrechetDistance | None = None
-
-    def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work; load what scores."""
-        super().setup(stage)
-        if stage in ("fit", "validate"):
-            self.features = self.features or EfficientNetClips().to(self.device)
-            # A new one for each run, whose held-out clips are the same every time.
-            self.distance = FrechetDistance(self.features.dim, keep_real=True).to(self.device)
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Draw as many videos as there are real ones."""
         real = batch["video"]
         network = cast(Generator, self.generator)
-        z_a = torch.randn(len(real), network.appearance_noise, device=real.device)
-        z_m = torch.randn(len(real), self.frames - 1, network.motion_noise, device=real.device)
-        codes = network.sample_codes(z_a, z_m)
+        codes = network.sample_codes(*self.draw_noise(len(real)))
         mean = codes.appearance.detach().mean(dim=0)
         network.centre.lerp_(self.trainer.strategy.reduce(mean, reduce_op="mean"), 0.005)
         return {}, network.render(codes), real
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
-        """Compare as many videos from noise with held-out ones; the first batch shows samples."""
-        return self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
-        """As in validation; the distances are those of the protocols that `StoreScores` names."""
-        return self._evaluate("test", batch, batch_idx)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Videos by their indices, `index` (B,)."""
-        if "index" not in batch:
-            raise PredictionError(
-                "InMoDeGAN makes videos from noise and animates no pairs: say how many, such as "
-                "--data.init_args.generate 16"
-            )
-        indices = batch["index"].tolist()
-        videos = generate(
-            cast(VideoGenerator, self.generator_ema.network), self.prediction, indices
-        )
-        return {"key": [f"{index:06d}" for index in indices], "video": videos}
-
-    def on_validation_epoch_start(self) -> None:
-        """Find out whether the held-out clips have been embedded before."""
-        self._embed_real = self.distance is not None and self.distance.real_count == 0
-        self._batch_size = 0
-
-    def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_start()
-
-    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
-        """Log how much as many fakes as reals move and, in validation, their Fréchet distance.
-
-        Its name says what it is: EfficientNet-Lite0's features, as many frames as in training. It
-        is no FVD, and depends on the number of clips, which is logged.
-        """
-        if self.trainer.sanity_checking:
-            return None
-        real = batch["video"]
-        self._batch_size = max(self._batch_size, len(real))  # the last batch may be smaller
-        network = cast(VideoGenerator, self.generator_ema.network)
-        first = (batch_idx * self.trainer.world_size + self.global_rank) * self._batch_size
-        fake = generate(network, Plan(frames=self.frames), range(first, first + len(real)))
-        if stage == "val":
-            self._embed(real, fake)
-        scores = {
-            f"{stage}/motion": (fake[:, 1:] - fake[:, :-1]).abs().mean(),
-            f"{stage}/real_motion": (real[:, 1:] - real[:, :-1]).abs().mean(),
-        }
-        # A multiple of the number of processes, see `AnimationTask`.
-        weight = len(real) * self.trainer.world_size
-        self.log_dict(scores, batch_size=weight, on_epoch=True, sync_dist=True)
-        self.log(f"{stage}/clips", float(len(real)), reduce_fx="sum", on_epoch=True, sync_dist=True)
-        panels = self._samples() if batch_idx == 0 and self.global_rank == 0 else {}
-        return panels | {"compared": {"noise": (fake, real)}}
-
-    def _embed(self, real: Tensor, fake: Tensor) -> None:
-        if self.features is None or self.distance is None:
-            raise RuntimeError("setup() has not run")
-        if self._embed_real:
-            self.distance.update(self.features(real), real=True)
-        self.distance.update(self.features(fake), real=False)
-        self.log(f"val/fd_effnetlite0_{self.frames}f", self.distance, on_epoch=True)
-
-    def _samples(self) -> dict[str, Tensor]:
-        """Panels of a grid of videos: appearances as rows, motions as columns."""
-        network = cast(VideoGenerator, self.generator_ema.network)
-        random = torch.Generator().manual_seed(0)
-        z_a = torch.randn(self.rows, network.appearance_noise, generator=random)
-        z_m = torch.randn(self.columns, self.frames - 1, network.motion_noise, generator=random)
-        panels = {}
-        with torch.no_grad():
-            for column, motion in enumerate(z_m):
-                codes = network.sample_codes(
-                    z_a.to(self.device), motion.expand(self.rows, -1, -1).to(self.device)
-                )
-                panels[f"motion {column}"] = network.render(codes).float().clamp(-1, 1)
-        return panels

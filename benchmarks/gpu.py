@@ -1,0 +1,581 @@
+"""Kernels, training and animation on an NVIDIA GPU: correctness, time, and the floor of each.
+
+    python benchmarks/gpu.py
+
+One command, within ten minutes on an H100; needs torch, triton, einops and numpy, not the rest of
+lmdvid's requirements. First every operation and all its gradients are held against the definition
+in float64 on the CPU; where one is wrong, nothing is timed. Contenders of a row run by turns, each
+after a write that empties the cache, and the medians of GPU time are compared:
+
+- operations: the chain of PyTorch calls that defines them, and that chain by `torch.compile`;
+- training: LIA's step with L1 and adversarial loss (no perceptual network, which both sides would
+  run alike), in bfloat16 by kernels, against a plain trainer in float32: grouped convolutions with
+  a weight for each sample, low-pass filters on single channels;
+- animation: frames a second in batches, source encoded once, against the plain form frame by frame
+  in float32.
+
+The floor of an operation is the time to read and write each tensor once at the rate of a large
+copy, measured first. `torch.compile` is timed as long as minutes are left; rows without it say so.
+Writes benchmarks/results/gpu.json. `--dry` runs all of it at toy size on a CPU, with interpreted
+kernels, to show that it runs through: its times mean nothing, and it writes where `--output` says.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Runs where lmdvid is not installed; and kernels are interpreted from their import on, or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["TRITON_INTERPRET"] = "1" if "--dry" in sys.argv else "0"
+
+import torch
+import torch.nn.functional as F
+from animate import Reference
+from demo import processor
+from torch import Tensor, nn
+
+from lmdvid import ops
+from lmdvid.animate import Animator
+from lmdvid.ema import ExponentialMovingAverage
+from lmdvid.networks.layers import ImageDiscriminator, channels
+from lmdvid.networks.lia import Generator
+from lmdvid.ops import dispatch, reference
+from lmdvid.ops.modulation import activate
+from lmdvid.ops.resample import resample
+from lmdvid.ops.warp import flow_warp, warp
+
+ROOT = Path(__file__).resolve().parent.parent
+DRY = "--dry" in sys.argv
+DEVICE = torch.device("cpu" if DRY else "cuda")
+MINUTES = 9.0  # after which no further peer is compiled
+START = time.perf_counter()
+Row = dict[str, Any]
+CLOSE = {torch.float32: 5e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}  # of the largest value
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+# Correctness
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:
+    x = torch.randn(shape).to(DEVICE, dtype)
+    if last:
+        x = x.to(memory_format=torch.channels_last)
+    return x.requires_grad_()
+
+
+def worst_error(operation: Callable[..., Any], tensors: list[Tensor]) -> float:
+    """Of values and gradients against float64 on the CPU, as a share of the largest."""
+    exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
+    results = []
+    for impl, given in (("triton", tensors), ("reference", exact)):
+        made = operation(*given, impl=impl)
+        made = [m for m in (made if isinstance(made, tuple) else (made,)) if m is not None]
+        random = torch.Generator().manual_seed(0)
+        weights = [torch.randn(m.shape, generator=random).to(m) for m in made]
+        results.append([*made, *torch.autograd.grad(made, given, weights)])
+    return max(
+        ((a.detach().cpu().double() - b).abs().max() / b.abs().max().clamp_min(0.1)).item()
+        for a, b in zip(*results, strict=True)
+    )
+
+
+def operations() -> Iterator[tuple[str, Callable[..., Any], Callable[[torch.dtype, bool], list]]]:
+    c, side = (3, 5) if DRY else (67, 33)
+
+    def pair(dtype: torch.dtype, last: bool) -> list[Tensor]:
+        return [draw(2, c, side, side + 2, dtype=dtype, last=last) for _ in range(2)]
+
+    for corners in (True, False):
+        yield (
+            f"flow warp, align_corners={corners}",
+            lambda o, f, h, impl, corners=corners: flow_warp(
+                o, f, h, align_corners=corners, impl=impl
+            ),
+            lambda dtype, last: [draw(2, 3, side, side + 2), *pair(dtype, last)],
+        )
+        yield (
+            f"warp, align_corners={corners}",
+            lambda f, g, impl, corners=corners: warp(f, g, corners, impl),
+            lambda dtype, last: [pair(dtype, last)[0], draw(2, 2, side + 4, side)],
+        )
+    for name, filter_ in (
+        ("same", {"padding": 1, "gain": 4.0}),
+        ("down", {"down": 2}),
+        ("up", {"up": 2, "gain": 4.0}),
+    ):
+        yield (
+            f"filter {name}, scale, bias, activation",
+            lambda x, s, b, impl, filter_=filter_: resample(
+                x, scale=s, bias=b, slope=0.2, impl=impl, **filter_
+            ),
+            lambda dtype, last: [pair(dtype, last)[0], draw(2, c), draw(c)],
+        )
+    yield (
+        "scale, bias, activation",
+        lambda x, s, b, impl: activate(x, s, b, 0.2, impl),
+        lambda dtype, last: [pair(dtype, last)[0], draw(2, c), draw(c)],
+    )
+
+
+def check() -> list[Row]:
+    """Every operation, dtype and layout; stops at the first that is wrong.
+
+    Positions within rounding of a pixel's centre have another derivative on each side: there the
+    seed is tried again, three times at most.
+    """
+    rows = []
+    for name, operation, inputs in operations():
+        for dtype in CLOSE:
+            for last in (False, True):
+                if DRY and (last or dtype == torch.float16):
+                    continue
+                for seed in range(3):
+                    torch.manual_seed(seed)
+                    error = worst_error(operation, inputs(dtype, last))
+                    if error < CLOSE[dtype]:
+                        break
+                else:
+                    raise SystemExit(f"{name}, {dtype}, channels_last={last}: error {error:.1e}")
+                layout = "channels_last" if last else "contiguous"
+                rows.append({"operation": name, "dtype": NAMES[dtype], "layout": layout}
+                            | {"error": float(f"{error:.1e}")})  # fmt: skip
+    return rows
+
+
+# Time
+
+
+def empty_cache() -> Tensor:
+    """More than any cache holds; writing it also gives the host time to run ahead."""
+    return torch.empty(1 if DRY else 2**28, dtype=torch.int8, device=DEVICE)
+
+
+def milliseconds(work: Callable[[], object], cache: Tensor | None) -> float:
+    if DRY:
+        start = time.perf_counter()
+        work()
+        return 1000 * (time.perf_counter() - start)
+    if cache is not None:
+        cache.zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def medians(
+    contenders: dict[str, Callable[[], object]], rounds: int = 15, cached: bool = False
+) -> dict[str, float]:
+    """Milliseconds of each, by turns; the first rounds warm up and compile."""
+    cache = None if cached else empty_cache()
+    rounds, warm = (1, 0) if DRY else (rounds, 3)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(warm + rounds):
+        for name, work in contenders.items():
+            taken = milliseconds(work, cache)
+            if number >= warm:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def copy_rate() -> float:
+    """Bytes a millisecond, read and written."""
+    source = torch.empty(2**12 if DRY else 2**30, dtype=torch.int8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / medians({"copy": lambda: target.copy_(source)})["copy"]
+
+
+def compiled(function: Callable[..., Any], given: list[Tensor]) -> Callable[..., Any] | None:
+    """The peer, or None where no minutes are left or the compiler fails, which it says."""
+    if DRY or time.perf_counter() - START > 60 * MINUTES:
+        return None
+    torch.compiler.reset()
+    peer = torch.compile(function, dynamic=False)
+    try:
+        peer(*given)
+    except Exception as error:  # whatever it is, the peer's failure is not ours
+        print(f"torch.compile fails: {(str(error).splitlines() or [repr(error)])[0]}")
+        return None
+    return peer
+
+
+def compare(
+    name: str, rate: float, moved: tuple[int, int], ours: Callable, plain: Callable, given: list
+) -> list[Row]:
+    """Rows for the forward pass alone and with the backward one; `moved` are bytes of each."""
+    peers = {"ours": ours, "eager": plain}
+    if (peer := compiled(plain, given)) is not None:
+        peers["compiled"] = peer
+    with torch.no_grad():
+        made = ours(*given)
+    made = made if isinstance(made, tuple) else (made,)
+    weights = [torch.randn_like(m) for m in made]
+
+    def forward(function: Callable) -> Callable[[], object]:
+        def run() -> object:
+            with torch.no_grad():
+                return function(*given)
+
+        return run
+
+    def both(function: Callable) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(*given), given, weights)
+
+    rows = []
+    for direction, size, way in zip(("forward", "both"), moved, (forward, both), strict=True):
+        times = medians({n: way(function) for n, function in peers.items()})
+        floor = size / rate
+        row: Row = {"what": name, "direction": direction}
+        row |= {f"{n}_ms": round(t, 4) for n, t in times.items()}
+        row["times_eager"] = round(times["eager"] / times["ours"], 2)
+        if "compiled" in times:
+            row["times_compiled"] = round(times["compiled"] / times["ours"], 2)
+        rows.append(row | {"floor_ms": round(floor, 4), "of_copy": round(floor / times["ours"], 3)})
+        print(f"{name} {direction}: {row['times_eager']} times eager", flush=True)
+    return rows
+
+
+def warp_rows(rate: float) -> list[Row]:
+    sides = [4] if DRY else [256, 128, 64, 32, 16, 8]
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch in (1,) if DRY else (8, 32):
+            for side in sides:
+                c = 2 if DRY else channels(side)
+                shape = (batch, c, side, side)
+                given = [draw(batch, 3, side, side), *(draw(*shape, dtype=dtype, last=True),) * 2]
+                given[2] = given[2].detach().clone().requires_grad_()
+                one, planes = given[1].numel() * dtype.itemsize, given[0].numel() * 4
+                # Forward: features, h, two results, logits. Backward: two gradients, features, h,
+                # and their two gradients; logits and their gradient.
+                moved = (4 * one + planes, 10 * one + 3 * planes)
+                rows += compare(
+                    f"flow warp {c}x{side}x{side}, B={batch}, {NAMES[dtype]}",
+                    rate,
+                    moved,
+                    lambda o, f, h: flow_warp(o, f, h, align_corners=True, impl="triton"),
+                    lambda o, f, h: reference.flow_warp(o, f, h, True),
+                    given,
+                )
+    return rows
+
+
+def filter_rows(rate: float) -> list[Row]:
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch, side in [(1, 6)] if DRY else [(8, 256), (8, 64), (32, 256), (32, 64)]:
+            c = 2 if DRY else channels(side)
+            # What a doubling of the decoder ends with.
+            given = [draw(batch, c, side + 1, side + 1, dtype=dtype, last=True)]
+            given += [draw(batch, c), draw(c)]
+            one = given[0].numel() * dtype.itemsize
+            rows += compare(
+                f"filter, scale, bias, activation {c}x{side}x{side}, B={batch}, {NAMES[dtype]}",
+                rate,
+                # Forward: x and the result. Backward: its gradient, both again, the gradient of x.
+                (2 * one, 6 * one),
+                lambda x, s, b: resample(x, gain=4.0, scale=s, bias=b, slope=0.2, impl="triton"),
+                lambda x, s, b: reference.resample(x, 1, 1, 1, 4.0, s, b, 0.2),
+                given,
+            )
+    return rows
+
+
+# Training
+
+
+class PlainTrainer:
+    """LIA's step as it is written at first: float32, grouped convolutions, default layout."""
+
+    def __init__(self, generator: Generator, discriminator: ImageDiscriminator) -> None:
+        self.networks = generator, discriminator
+        self.plain = Reference(generator)
+        self.plain.weights = dict(generator.named_parameters())
+        self.judge = copy.copy(self.plain)
+        self.judge.weights = dict(discriminator.named_parameters())
+        self.optimizers = [torch.optim.Adam(n.parameters(), 1e-4) for n in self.networks]
+        self.average = copy.deepcopy(generator).requires_grad_(False)
+
+    def step(self, source: Tensor, target: Tensor) -> Tensor:
+        code, features = self.plain.encode(source)
+        alpha = self.plain.magnitudes(self.plain.encode(target)[0])
+        q, r = torch.linalg.qr(self.plain.weights["navigator.weight"])
+        w = code + alpha @ (q * r.diagonal().sign()).T
+        fake = self.plain.synthesise(w, features)
+        loss = F.l1_loss(fake, target) + F.softplus(-self.logits(fake)).mean()
+        self.descend(0, loss)
+        for mean, weight in zip(
+            self.average.parameters(), self.networks[0].parameters(), strict=True
+        ):
+            mean.mul_(0.999).add_(weight.detach(), alpha=0.001)
+        real, made = self.logits(target), self.logits(fake.detach())
+        other = F.softplus(-real).mean() + F.softplus(made).mean()
+        self.descend(1, other)
+        return torch.stack([loss, other]).detach()
+
+    def logits(self, image: Tensor) -> Tensor:
+        judge, network = self.judge, self.networks[1]
+        x = judge.convolve(image, "pyramid.stem")
+        for i in range(len(network.pyramid.blocks)):
+            block = f"pyramid.blocks.{i}."
+            y = judge.convolve(judge.convolve(x, f"{block}conv1"), f"{block}conv2", down=True)
+            x = (y + judge.convolve(x, f"{block}skip", down=True)) / math.sqrt(2)
+        group = math.gcd(4, len(x))
+        std = (
+            x.view(group, -1, *x.shape[1:]).var(0, unbiased=False).add(1e-8).sqrt().mean((1, 2, 3))
+        )
+        plane = std.repeat(group).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        x = judge.convolve(torch.cat([x, plane], 1), "conv").flatten(1)
+        return network.logit(math.sqrt(2) * F.leaky_relu(judge.linear(x, "hidden"), 0.2))
+
+    def descend(self, number: int, loss: Tensor) -> None:
+        optimizer = self.optimizers[number]
+        self.networks[1 - number].requires_grad_(False)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        self.networks[1 - number].requires_grad_(True)
+
+
+class FastTrainer:
+    """The same step as `lmdvid.tasks` takes it on a GPU, without Lightning around it."""
+
+    def __init__(self, generator: Generator, discriminator: ImageDiscriminator) -> None:
+        self.networks: tuple[nn.Module, nn.Module] = generator, discriminator
+        for network in self.networks:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore
+        self.optimizers = [
+            torch.optim.Adam(n.parameters(), 1e-4, fused=True) for n in self.networks
+        ]
+        self.average = ExponentialMovingAverage(generator)
+
+    def step(self, source: Tensor, target: Tensor) -> Tensor:
+        generator, discriminator = self.networks
+        discriminator.requires_grad_(False)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            fake, _ = generator(source, target)
+            logits = discriminator(fake)
+            loss = F.l1_loss(fake.float(), target) + F.softplus(-logits.float()).mean()
+        self.descend(0, loss)
+        self.average.update(generator)
+        discriminator.requires_grad_(True)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            real, made = discriminator(target), discriminator(fake.detach())
+            other = F.softplus(-real.float()).mean() + F.softplus(made.float()).mean()
+        self.descend(1, other)
+        return torch.stack([loss, other]).detach()
+
+    def descend(self, number: int, loss: Tensor) -> None:
+        self.optimizers[number].zero_grad()
+        loss.backward()
+        self.optimizers[number].step()
+
+
+@contextmanager
+def counted_waits() -> Iterator[list[str]]:
+    """Every place at which the host waits for the GPU."""
+    places: list[str] = []
+    if DRY:
+        yield places
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+
+
+def networks() -> tuple[Generator, ImageDiscriminator]:
+    torch.manual_seed(0)
+    size, width, dim = (32, 0.01, 16) if DRY else (256, 1.0, 512)
+    generator = Generator(size, dim, 5 if DRY else 20, width)
+    return generator.to(DEVICE), ImageDiscriminator(size, width).to(DEVICE)
+
+
+def pictures(count: int, size: int) -> Tensor:
+    coarse = torch.rand(count, 3, size // 16, size // 16, device=DEVICE) * 2 - 1
+    return F.interpolate(coarse, size, mode="bicubic").clamp(-1, 1)
+
+
+def training_row() -> Row:
+    batch = 2 if DRY else 16
+    trainers = {"plain": PlainTrainer(*networks()), "ours": FastTrainer(*networks())}
+    size = trainers["plain"].networks[0].size
+    source, target = pictures(batch, size), pictures(batch, size)
+    work = {n: lambda t=t: t.step(source, target) for n, t in trainers.items()}
+    peaks, first = {}, {}
+    for name, step in work.items():
+        first[name] = step()
+        if not DRY:
+            torch.cuda.synchronize()
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            # Both trainers' weights lie there; a step's own part is what it adds.
+            peaks[name] = round((torch.cuda.max_memory_allocated() - held) / 2**20)
+    # From the same weights and pictures both have the same losses, but for bfloat16.
+    torch.testing.assert_close(first["ours"], first["plain"], rtol=0.02, atol=0.02)
+    with counted_waits() as places:
+        work["ours"]()
+    times = medians(work, rounds=9, cached=True)
+    return {
+        "what": f"LIA training step, {size} px, B={batch}, bf16 against a plain trainer in fp32",
+        "plain_images_per_second": round(1000 * batch / times["plain"], 1),
+        "images_per_second": round(1000 * batch / times["ours"], 1),
+        "ratio": round(times["plain"] / times["ours"], 2),
+        "plain_peak_mib": peaks.get("plain"),
+        "peak_mib": peaks.get("ours"),
+        "host_waits_in_a_step": None if DRY else len(places),
+        "host_waits_at": sorted(set(places)),
+    }
+
+
+# Animation
+
+
+@torch.no_grad()
+def animation_rows() -> list[Row]:
+    generator = networks()[0].eval()
+    plain = Reference(generator)
+    size, batch = generator.size, 2 if DRY else 32
+    source, driving = pictures(1, size), pictures(batch, size)
+    start = generator.encode_motion(driving[:1])
+    few = driving[: min(4, batch)]
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        animator = Animator(generator, dtype, batch_size=batch)
+        encoded = animator.stream(source[0], (f for _ in iter(int, 1) for f in driving))
+
+        def ours(encoded: Iterator[Tensor] = encoded) -> object:
+            return [next(encoded) for _ in range(batch)]
+
+        times = medians(
+            {"plain": lambda: [plain(source, f[None], start) for f in few], "ours": ours},
+            rounds=9,
+            cached=True,
+        )
+        made = torch.stack(list(animator.animate(source[0], few)))
+        expected = torch.cat([plain(source, f[None], start) for f in few])
+        slow, fast = 1000 * len(few) / times["plain"], 1000 * batch / times["ours"]
+        rows.append(
+            {
+                "what": f"animate, {size} px, {NAMES[dtype]}, batches of {batch}",
+                "plain_frames_per_second": round(slow, 1),
+                "frames_per_second": round(fast, 1),
+                "ratio": round(fast / slow, 2),
+                "mean_difference": (made - expected).abs().mean().item(),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def recorded_row() -> Row | None:
+    """One frame at a time, as a live source gives them: launched, and replayed as a CUDA graph."""
+    if DRY:
+        return None
+    generator = networks()[0].eval().to(memory_format=torch.channels_last)
+    source, frame = pictures(2, generator.size).split(1)
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        encoded, given = generator.encode_source(source), frame.clone()
+
+        def launched() -> Tensor:
+            return generator.render(encoded, generator.encode_motion(given), None, "absolute")
+
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what is compiled and kept is made before the recording
+            for _ in range(3):
+                expected = launched()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made = launched()
+        graph.replay()
+        difference = (made - expected).abs().max().item()
+        times = medians({"launched": launched, "replayed": graph.replay}, cached=True)
+    return {
+        "what": f"animate, {generator.size} px, bf16, one frame at a time",
+        "launched_ms": round(times["launched"], 3),
+        "replayed_ms": round(times["replayed"], 3),
+        "ratio": round(times["launched"] / times["replayed"], 2),
+        "largest_difference": difference,
+    }
+
+
+def machine() -> dict[str, Any]:
+    facts: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "gpu": None}
+    if not DRY:
+        gpu = torch.cuda.get_device_properties(0)
+        facts |= {"gpu": gpu.name, "gpu_gib": round(gpu.total_memory / 2**30)}
+        facts["gpu_processors"] = gpu.multi_processor_count
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dry", action="store_true", help="toy size on a CPU; measures nothing")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu.json")
+    options = parser.parse_args()
+    output = options.output
+    if output is None and not DRY:
+        output = ROOT / "benchmarks" / "results" / "gpu.json"
+    if not DRY and not torch.cuda.is_available():
+        raise SystemExit("no NVIDIA GPU is here; `--dry` shows on a CPU that the script runs")
+    if (reason := dispatch.obstacle(DEVICE)) is not None:
+        raise SystemExit(f"the kernels cannot run: {reason}")
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        ours = tomllib.load(file)["project"]["version"]
+
+    checked = check()
+    print(f"{len(checked)} combinations of operation, dtype and layout are correct", flush=True)
+    rate = copy_rate()
+    result: dict[str, Any] = {
+        "benchmark": "gpu",
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {p: version(p) for p in ("torch", "triton", "einops", "numpy")}
+        | {"lmdvid": ours, "cuda": torch.version.cuda, "python": sys.version.split()[0]},
+        "dry": DRY,
+        "copy_gigabytes_per_second": round(rate / 1e6, 1),
+        "correct": checked,
+    }
+    with ops.use("reference" if DRY else "triton"):
+        result["training"] = training_row()
+        result["animation"] = animation_rows()
+        if (row := recorded_row()) is not None:
+            result["animation"].append(row)
+    # Last, since the peers' compilation may use up the minutes.
+    result["filter"] = filter_rows(rate)
+    result["warp"] = warp_rows(rate)
+    result["minutes"] = round((time.perf_counter() - START) / 60, 1)
+    for key in ("training", "animation", "filter", "warp"):
+        print(f"\n{key}")
+        for row in result[key] if isinstance(result[key], list) else [result[key]]:
+            print("  " + "  ".join(f"{k} {v}" for k, v in row.items() if v is not None))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
