@@ -16,6 +16,7 @@ from lmdvid.losses import PerceptualLoss
 from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
+from lmdvid.tasks.nonfinite import Policy
 
 
 class AnimationTask(AdversarialTask):
@@ -39,6 +40,8 @@ class AnimationTask(AdversarialTask):
         perceptual_weight: Weight of each term of the perceptual loss.
         perceptual_layers: Feature maps that it compares, counted from the shallow end.
         perceptual_scales: Sizes at which it compares, as shares of the picture's.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class AnimationTask(AdversarialTask):
         perceptual_weight: float,
         perceptual_layers: int,
         perceptual_scales: Sequence[float],
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         super().__init__(
             generator,
@@ -68,6 +73,8 @@ class AnimationTask(AdversarialTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
         )
         self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
         self._perceptual_terms = (perceptual_scales, perceptual_weight)
