@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--checkpoint",
-        required=True,
         metavar="PATH",
         help="converted folder, training .ckpt, or `puppets`, which is installed",
     )
@@ -166,9 +165,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         "device": options.device,
         "dtype": options.dtype,
     }
-    needed, others = ("source", "driving", "output"), ("output_dir", "jobs", "retry_failed")
+    one, many = ("source", "driving", "output"), ("output_dir", "jobs", "retry_failed")
     if options.pairs is not None:
-        needed, others = ("output_dir",), needed
+        needed, others = ("checkpoint", "output_dir"), one
+    else:
+        needed, others = ("source", "driving", "checkpoint", "output"), many
     if missing := [name for name in needed if getattr(options, name) is None]:
         parser.error(f"the following arguments are required: {_listed(missing)}")
     if given := [name for name in others if getattr(options, name)]:
