@@ -44,6 +44,7 @@ from data_modules.sampling import (
     read_pairs,
     seed_loader,
 )
+from data_modules.watchdog import Watchdog
 from lmdvid.video import (
     VIDEO_SUFFIXES,
     Backend,
@@ -122,6 +123,8 @@ class VideoDataModule(LightningDataModule):
             numbers 0 to `generate` - 1, shared out over processes; null animates pairs instead.
         max_unreadable: share of clips that may be unreadable, in training and in evaluation each;
             above it the run stops.
+        read_timeout: seconds after which a worker that reads one file is ended, and the run stops
+            with the file's name.
         backend: decoder; `auto` takes the fastest one that reads a file exactly.
         device: where frames are decoded. With `cuda` the workers read files, and each training
             process decodes on its own GPU, by the first that works there of decord, torchcodec and
@@ -161,6 +164,7 @@ class VideoDataModule(LightningDataModule):
         pairs: str | None = None,
         generate: int | None = None,
         max_unreadable: float = 0.05,
+        read_timeout: int = 300,
         backend: Backend = "auto",
         device: Device = "cpu",
     ):
@@ -177,6 +181,7 @@ class VideoDataModule(LightningDataModule):
             ("eval_clips", eval_clips, 1),
             ("eval_frames", eval_frames, 1),
             ("generate", generate, 1),
+            ("read_timeout", read_timeout, 1),
             ("seed", seed, 0),
         ):
             if value is not None and value < least:
@@ -218,6 +223,7 @@ class VideoDataModule(LightningDataModule):
         self.pairs = pairs
         self.generate = generate
         self.max_unreadable = max_unreadable
+        self.read_timeout = read_timeout
         self.backend: Backend = backend
         self.device: Device = device
         self.train_clips: list[Clip] = []
@@ -579,7 +585,9 @@ class VideoDataModule(LightningDataModule):
             context.set_forkserver_preload(["data_modules.puppet_clips"])
         elif self.num_workers > 0:  # Windows
             context = multiprocessing.get_context("spawn")
+        watchdog = Watchdog(self.num_workers, self.read_timeout) if self.num_workers else None
         return {
+            "watchdog": watchdog,
             "num_workers": self.num_workers,
             "persistent_workers": context is not None,
             "multiprocessing_context": context,

@@ -1,5 +1,6 @@
 """Which clips a folder holds, whom they show, and which of them are held out."""
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -52,7 +53,8 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     """Find the clips in and below a folder, or the one clip that `root` is.
 
     A folder is a clip when it is named like a video (`x.mp4`), or when it holds images and neither
-    videos nor folders: stills beside videos are not clips. Hidden entries are passed over.
+    videos nor folders: stills beside videos are not clips. Hidden entries are passed over, and so
+    are links to a folder that they lie in.
 
     Args:
         root: where to look.
@@ -70,9 +72,15 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     }
 
 
-def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
+def _walk(
+    root: Path, suffixes: Set[str], within: frozenset[tuple[int, int]] = frozenset()
+) -> list[Path]:
     clips, folders, stills = [], [], False
     try:
+        found = root.stat()
+        if (place := (found.st_dev, found.st_ino)) in within:
+            return []
+        within |= {place}
         suffix = root.suffix.lower()
         if suffix in suffixes and (suffix not in VIDEO_SUFFIXES or _is_clip(root)):
             return [root]
@@ -81,8 +89,8 @@ def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.name.startswith("."):
                     continue
-                path, folder = root / entry.name, entry.is_dir()
-                if suffix in suffixes and (_is_clip(path) if folder else entry.is_file()):
+                path, folder = root / entry.name, _follow(entry.is_dir)
+                if suffix in suffixes and (_is_clip(path) if folder else _follow(entry.is_file)):
                     clips.append(path)
                 elif suffix in IMAGE_SUFFIXES:
                     stills = True
@@ -95,7 +103,16 @@ def _walk(root: Path, suffixes: Set[str]) -> list[Path]:
         raise DataError(f"cannot look into {root}: {str(error.strerror).lower()}") from None
     if stills and not clips and not folders:
         return [root]
-    return clips + [clip for folder in folders for clip in _walk(folder, suffixes)]
+    return clips + [clip for folder in folders for clip in _walk(folder, suffixes, within)]
+
+
+def _follow(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link that leads to itself leads nowhere
+            raise
+        return False
 
 
 def _is_clip(path: Path) -> bool:

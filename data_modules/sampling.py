@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from data_modules.index import Clip, DataError, without_suffix
+from data_modules.watchdog import Watchdog, watched
 from lmdvid.video import (
     Backend,
     GpuDecoder,
@@ -77,9 +78,10 @@ def read_frames(
     Raises:
         VideoReadError: if the file cannot be read.
     """
-    if decoder is None or clip.unfit_for_gpu:
-        return read_square(clip, frames, size, backend)
-    return Encoded(clip.path, read_bytes(clip.path), list(frames))
+    with watched(clip.path):
+        if decoder is None or clip.unfit_for_gpu:
+            return read_square(clip, frames, size, backend)
+        return Encoded(clip.path, read_bytes(clip.path), list(frames))
 
 
 def frames_needed(frames: int, sampling: Sampling, stride: int | Sequence[int]) -> int:
@@ -478,6 +480,7 @@ class ClipSampler(DistributedSampler):
     ):
         super().__init__(range(length), replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.length = length
+        self.batch_size = batch_size
         self.draws = 0
         batches = length * repeats // (batch_size * replicas)
         self.num_samples = max(batches, 1) * batch_size
@@ -486,15 +489,24 @@ class ClipSampler(DistributedSampler):
     def __len__(self) -> int:
         return self.num_samples
 
-    def order(self, epoch: int) -> list[Item]:
-        """All items of this process in an epoch."""
+    @property
+    def batches_drawn(self) -> int:
+        """Batches that are behind the epoch, counting one that others have drawn in part."""
+        return -(-self.draws // (self.batch_size * self.num_replicas))
+
+    def order(self, epoch: int, draws: int = 0) -> list[Item]:
+        """Items of this process in an epoch, behind so many that all processes have drawn.
+
+        They make whole batches, in each process as many.
+        """
+        share = self.batch_size * self.num_replicas
+        end = self.total_size - (self.total_size - draws) % share
         rng = np.random.default_rng((self.seed, epoch, 0))
         one_turn = rng.permutation if self.shuffle else np.arange
         turns = -(-self.total_size // self.length)
         items = np.concatenate([one_turn(self.length) for _ in range(turns)]).tolist()
         return [
-            (epoch, draw, items[draw])
-            for draw in range(self.rank, self.total_size, self.num_replicas)
+            (epoch, draw, items[draw]) for draw in range(draws + self.rank, end, self.num_replicas)
         ]
 
     def set_epoch(self, epoch: int) -> None:
@@ -505,7 +517,7 @@ class ClipSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[Item]:
         draws, self.draws = self.draws, 0
-        return iter(self.order(self.epoch)[draws // self.num_replicas :])
+        return iter(self.order(self.epoch, draws))
 
 
 class ClipLoader(DataLoader):
@@ -515,6 +527,7 @@ class ClipLoader(DataLoader):
         dataset: its samples have an entry `failed`, and nothing else where nothing could be read.
         report: takes what failed, in this process and not in the workers.
         decoding: makes batches of the samples in this process; without it the workers do.
+        watchdog: of the workers.
         options: keywords of `DataLoader`.
     """
 
@@ -523,18 +536,21 @@ class ClipLoader(DataLoader):
         dataset: Dataset,
         report: Callable[[Failures], None],
         decoding: Decoding | None = None,
+        watchdog: Watchdog | None = None,
         **options: Any,
     ):
-        # Lightning, making it again, gives it.
+        # Lightning, making it again, gives these.
         options.setdefault("collate_fn", collate if decoding is None else list)
+        options.setdefault("worker_init_fn", watchdog)
         super().__init__(dataset, **options)
         self.report = report
         self.decoding = decoding
+        self.watchdog = watchdog
         self.batches_taken = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.batches_taken = 0
-        for batch in super().__iter__():
+        for batch in self._batches():
             self.batches_taken += 1
             if self.decoding is not None:
                 batch = self.decoding(batch)
@@ -544,13 +560,26 @@ class ClipLoader(DataLoader):
                 yield batch
             del batch  # else it would stay in memory, whole clips perhaps, while the next is read
 
+    def _batches(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if self.watchdog is not None and (stuck := self.watchdog.stuck()):
+                raise DataError(
+                    f"reading {' and '.join(stuck)} did not end within {self.watchdog.seconds} s: "
+                    "remove the file, or mend the disk, and go on with --ckpt_path last"
+                ) from error
+            raise
+
 
 class ResumableLoader(ClipLoader):
     """Batches drawn by a `ClipSampler`, with a state that resumes in the middle of an epoch.
 
     What is drawn depends on the epoch and the number of the draw alone, and the state is just these
-    two: it also fits another number of workers, of processes, of clips or of clips per batch.
-    Workers run ahead; what counts are the batches that were taken.
+    two: it also fits another number of workers, of processes, of clips or of clips per batch. Each
+    draw of the epoch is then taken once, by whomever; what is too little for a batch of all
+    processes is left out at its end, as in every epoch. Workers run ahead; what counts are the
+    batches that were taken.
     """
 
     sampler: ClipSampler
@@ -565,6 +594,11 @@ class ResumableLoader(ClipLoader):
         epoch, draws = getattr(self, "_begun", None) or (self.sampler.epoch, self.sampler.draws)
         per_batch = (self.batch_size or 1) * self.sampler.num_replicas
         return {"epoch": epoch, "draws": draws + self.batches_taken * per_batch}
+
+    @property
+    def batches_drawn(self) -> int:
+        """How many of this epoch's batches are behind the next iteration."""
+        return self.sampler.batches_drawn
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on there; at the end of an epoch it is empty."""

@@ -461,10 +461,14 @@ class ContinuedLog(L.Callback):
     begins with the rows that the run it goes on from logged before the checkpoint, so that each
     step is there once. The earlier run's file stays as it is. A step's row is logged after its
     checkpoint: only a kill between the two costs a row.
+
+    The position in the epoch, too, is taken from where the loader stands: Lightning counts the
+    batches of the earlier run, which had other ones if it had other processes or batch sizes.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copy the earlier rows."""
+        """Copy the earlier rows, and count the batches that are behind."""
+        _continue_epoch(trainer)
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -472,9 +476,23 @@ class ContinuedLog(L.Callback):
                 logger._flush_logs_every_n_steps = 1  # Lightning writes at every hundredth step
                 if trainer.ckpt_path:
                     earlier = Path(trainer.ckpt_path).parent.parent / "metrics.csv"
-                    rows = earlier_rows(earlier, trainer.global_step)
+                    # As many rows as batches; `global_step` leaves out those that were skipped.
+                    rows = earlier_rows(earlier, trainer.fit_loop.total_batch_idx + 1)
                     logger.experiment.metrics = rows + logger.experiment.metrics
                     logger.save()
+
+
+def _continue_epoch(trainer: L.Trainer) -> None:
+    loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    behind = getattr(loaders[0], "batches_drawn", 0) if len(loaders) == 1 else 0
+    if not behind or progress.is_last_batch or progress.current.ready == behind:
+        return
+    current = progress.current
+    unfinished = current.ready - current.completed  # its checkpoint was written within a batch
+    for count in ("ready", "started", "processed"):
+        setattr(current, count, behind)
+    current.completed = behind - unfinished
 
 
 def earlier_rows(path: Path, step: int) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except BaseException as error:
             part.unlink(missing_ok=True)
             # torch hides what the disk said behind an error about positions in an archive
-            if isinstance(disk := error.__context__, OSError) and isinstance(error, RuntimeError):
+            disk = error.__context__ if isinstance(error, RuntimeError) else error
+            if isinstance(disk, OSError) and disk.filename is None:
                 raise OSError(disk.errno, disk.strerror, str(path)) from error
             raise
         if os.name == "posix":  # the new name, too, is to survive a power cut

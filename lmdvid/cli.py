@@ -38,10 +38,11 @@ log directory is overwritten, so that a run can be repeated; with --ckpt_path th
 gives every argument and the checkpoint the state; --ckpt_path last is the newest checkpoint of the
 experiment (of its first logger's folder and name); checkpoints are written under another name and
 then renamed, so that a kill leaves the previous one whole; metrics.csv is written row by row, and
-a resumed run's begins with the rows before the checkpoint. Class paths are full dotted names;
-modules are looked for in the environment first, then in the current directory. Where the data and
-the model both have an argument `size`, or `frames`, the two must be equal. LMDVID_DEBUG=1 shows
-tracebacks."""
+a resumed run's begins with the rows before the checkpoint; SIGTERM and SIGUSR1 end a training with
+the checkpoint interrupted.ckpt, and in a SLURM job SIGUSR1 has it queued again. Class paths are
+full dotted names; modules are looked for in the environment first, then in the current directory.
+Where the data and the model both have an argument `size`, or `frames`, the two must be equal.
+LMDVID_DEBUG=1 shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -96,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 _OWN = ("lmdvid.", "data_modules.")
+_ENDED_WORKER = re.compile(
+    r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: \w+|exited unexpectedly)"
+)
+_ENDED_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited", re.I)
 
 
 def explain(error: BaseException) -> str | None:
@@ -110,6 +115,16 @@ def explain(error: BaseException) -> str | None:
         # torch puts the worker's traceback into the message, and may change the class.
         name, _, text = text.strip().splitlines()[-1].partition(": ")
         return text if name.startswith(_OWN) or name == "FileNotFoundError" else None
+    if found := _ENDED_WORKER.search(text):
+        return (
+            f"a process that reads clips ended ({found[0]}), as where memory runs out: lower "
+            "data.init_args.num_workers or batch_size, and go on with --ckpt_path last"
+        )
+    if found := _ENDED_PEER.search(text):
+        return (
+            f"another process of this training ended ({found[0].lower()}); what it said tells why. "
+            "Go on with --ckpt_path last"
+        )
     if any(f"{c.__module__}.".startswith(_OWN) for c in type(error).mro()):
         return text
     if isinstance(error, OSError):
@@ -348,6 +363,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
 
     from lmdvid import checkpoints
     from lmdvid.callbacks import ContinuedLog
+    from lmdvid.preemption import Preemption
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -469,7 +485,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         parser_class=Parser,
         parser_kwargs=kwargs | {name: {"epilog": DEFAULTS} for name in TRAINING},
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": ContinuedLog()},
+        trainer_defaults={"callbacks": [ContinuedLog(), Preemption()]},
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

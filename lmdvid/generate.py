@@ -3,7 +3,6 @@
 import csv
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lmdvid.navigator import LatentNavigator
+from lmdvid.npz import load_arrays
 from lmdvid.ops.precision import exact
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
@@ -31,6 +31,8 @@ from lmdvid.video import (
     write_image,
 )
 from lmdvid.video.overlap import write_behind
+
+_SMALL = 1_000_000  # bytes, that arrays of a wrong shape may take to be told so
 
 CHUNK = 16  # frames of a video that are drawn at once
 WHOLE = 4  # videos that are made at once where their frames cannot be drawn apart
@@ -334,9 +336,8 @@ def _check_directions(directions: Any, available: int) -> None:
 
 def _read_steps(path: Path, frames: int, directions: int) -> Tensor:
     try:
-        with np.load(path) as file:
-            alpha = file["alpha"]
-    except (OSError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
+        alpha = load_arrays(path, _SMALL + 32 * frames * directions, {"alpha"})["alpha"]
+    except (OSError, ValueError, LookupError) as error:
         raise GenerationError(f"{path} is no npz file with an array `alpha`: {error}") from None
     if alpha.ndim == 3 and len(alpha) == 1:
         alpha = alpha[0]

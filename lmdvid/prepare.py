@@ -13,10 +13,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path, PurePath
 from shutil import rmtree
 from time import monotonic
@@ -34,9 +35,10 @@ log = logging.getLogger(__name__)
 
 Fit = Literal["crop", "pad", "stretch", "keep"]
 
-_RECORD = ".lmdvid_prepared.jsonl"  # one line for each file that was made here
-_PARTS = ".lmdvid_parts"  # what is being written
-_FAILURES, _MISSING = "prepare_failed.txt", "prepare_missing.txt"
+_RECORD = ".lmdvid_prepared{shard}.jsonl"  # one line for each file that was made here
+_PARTS = ".lmdvid_parts{shard}"  # what is being written
+_LOCK = ".lmdvid_lock{shard}"
+_FAILURES, _MISSING = "prepare_failed{shard}.txt", "prepare_missing{shard}.txt"
 _NEWS_EVERY = 1.0  # seconds
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # some network disks
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
@@ -44,6 +46,45 @@ _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
 
 class PrepareError(ValueError):
     """Clips that cannot be prepared as asked; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a data set, each of which another machine prepares.
+
+    An original belongs to a part by its name alone, whatever else there is.
+
+    Attributes:
+        number: 1 to `count`.
+        count: of parts.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self):
+        if not 1 <= self.number <= self.count:
+            raise PrepareError(f"shard is {self}; it must be between 1/{self.count} and the last")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read `2/8`.
+
+        Raises:
+            PrepareError: It is something else.
+        """
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(count)):
+            raise PrepareError(f"shard is {text!r}; write it like 2/8, from 1/8 to 8/8")
+        return cls(int(number), int(count))
+
+    def holds(self, name: str) -> bool:
+        """Whether an original of this name belongs to it."""
+        digest = sha256(name.encode(errors="surrogateescape")).digest()
+        return int.from_bytes(digest[:8]) % self.count == self.number - 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +155,7 @@ def prepare_clips(
     jobs: int | None = None,
     progress: bool = False,
     timeout: float = 60.0,
+    shard: Shard | None = None,
 ) -> Prepared:
     """Encode whole clips.
 
@@ -128,6 +170,7 @@ def prepare_clips(
         jobs: processes; as many as cores where None.
         progress: show a bar.
         timeout: see `prepare_cuts`.
+        shard: see `prepare_cuts`.
 
     Raises:
         PrepareError: The folders contain each other, or another run is writing to `output`.
@@ -135,7 +178,7 @@ def prepare_clips(
     names = _names(clips)
     tasks = [_Task(key, names[key], Cut(path)) for key, path in clips.items()]
     settings = settings or Settings()
-    return _prepare(tasks, source, output, settings, jobs, progress, timeout, (), {})
+    return _prepare(tasks, source, output, settings, jobs, progress, timeout, (), {}, shard)
 
 
 def prepare_cuts(
@@ -148,6 +191,7 @@ def prepare_cuts(
     timeout: float = 60.0,
     missing: Sequence[str] = (),
     failed: Mapping[str, str] | None = None,
+    shard: Shard | None = None,
 ) -> Prepared:
     """Encode parts of clips as H.264 with a key frame every 12 frames and no B-frames.
 
@@ -172,13 +216,59 @@ def prepare_cuts(
         missing: names of originals that are not there, to be listed in `prepare_missing.txt`.
         failed: names of clips that are known to be impossible, and why; they are listed with those
             that turn out to be.
+        shard: prepare only the clips out of these originals; shards may write to one folder at the
+            same time, each with its own record, which `merge` unites.
 
     Raises:
         PrepareError: The folders contain each other, or another run is writing to `output`.
     """
     tasks = [_Task(name, name, cut) for name, cut in cuts.items()]
     settings = settings or Settings()
-    return _prepare(tasks, source, output, settings, jobs, progress, timeout, missing, failed or {})
+    rest = (jobs, progress, timeout, missing, failed or {}, shard)
+    return _prepare(tasks, source, output, settings, *rest)
+
+
+def merge(output: str | Path) -> tuple[int, int]:
+    """Unite the records and lists that shards left in a folder.
+
+    Then a run without shards knows what they made, and continues them.
+
+    Returns:
+        How many shards there were, and how many files are known in all.
+
+    Raises:
+        PrepareError: There is none, or a run is writing to the folder.
+    """
+    output = Path(output)
+    marks = sorted(_mark_of(path) for path in output.glob(_RECORD.format(shard=".*")))
+    if not marks:
+        raise PrepareError(f"{output} holds no record of a shard: prepare with --shard i/n first")
+    with ExitStack() as locks:
+        for mark in ("", *marks):
+            locks.enter_context(_locked(output, mark))
+        notes: dict[str, dict[str, Any]] = {}
+        for mark in ("", *marks):
+            notes |= _load(output / _RECORD.format(shard=mark))
+        record = output / _RECORD.format(shard="")
+        part = record.with_name(f"{record.name}.part")
+        part.write_text("".join(json.dumps(note) + "\n" for note in notes.values()))
+        part.replace(record)
+        for name in (_FAILURES, _MISSING):
+            lines: dict[str, None] = {}
+            for mark in marks:
+                with suppress(FileNotFoundError):
+                    text = (output / name.format(shard=mark)).read_text(errors="surrogateescape")
+                    lines |= dict.fromkeys(text.splitlines())
+            _write_list(output / name.format(shard=""), sorted(lines))
+        for mark in marks:
+            for name in (_RECORD, _FAILURES, _MISSING, _LOCK):
+                (output / name.format(shard=mark)).unlink(missing_ok=True)
+    return len(marks), len(notes)
+
+
+def _mark_of(record: Path) -> str:
+    start, end = _RECORD.split("{shard}")
+    return record.name.removeprefix(start).removesuffix(end)
 
 
 @dataclass(frozen=True)
@@ -198,7 +288,15 @@ def _prepare(
     timeout: float,
     missing: Sequence[str],
     failed: Mapping[str, str],
+    shard: Shard | None,
 ) -> Prepared:
+    mark = ""
+    if shard is not None:
+        mark = f".{shard.number}of{shard.count}"
+        root = Path(source)
+        tasks = [task for task in tasks if shard.holds(_name_below(root, task.cut))]
+        missing = [name for name in missing if shard.holds(name)]
+        failed = {name: reason for name, reason in failed.items() if shard.holds(name)}
     source, output = Path(source), Path(output)
     _check_apart(source, output)
     for task in tasks:
@@ -206,17 +304,18 @@ def _prepare(
         if not name.name or name.is_absolute() or ".." in name.parts:
             raise PrepareError(f"{task.key}: '{task.name}' is no name of a file below {output}")
     output.mkdir(parents=True, exist_ok=True)
-    with _locked(output):
-        leftovers = output / _PARTS
+    with _locked(output, mark):
+        leftovers = output / _PARTS.format(shard=mark)
         rmtree(leftovers, ignore_errors=True)
         try:
-            result = _make(tasks, output, settings, jobs or workers.cores(), progress, timeout)
+            jobs = jobs or workers.cores()
+            result = _make(tasks, output, settings, jobs, progress, timeout, mark)
         finally:
             rmtree(leftovers, ignore_errors=True)
         result.failed |= failed
         lines = [f"{key}: {why}" for key, why in sorted(result.failed.items())]
-        result.report = _write_list(output / _FAILURES, lines)
-        result.missing = _write_list(output / _MISSING, missing)
+        result.report = _write_list(output / _FAILURES.format(shard=mark), lines)
+        result.missing = _write_list(output / _MISSING.format(shard=mark), missing)
     return result
 
 
@@ -237,13 +336,17 @@ def _make(
     jobs: int,
     progress: bool,
     timeout: float,
+    mark: str,
 ) -> Prepared:
     # Of this run alone: processes of one that was killed may still be at their last clip.
-    parts = output / _PARTS / uuid4().hex
+    parts = output / _PARTS.format(shard=mark) / uuid4().hex
     parts.mkdir(parents=True)
-    record = output / _RECORD
+    record = output / _RECORD.format(shard=mark)
     done = _load(record)
     others = {*done} - {task.name for task in tasks}
+    if mark:  # what was made without shards, or is merged already
+        others = set()
+        done = _notes(output / _RECORD.format(shard="")) | done
     result = Prepared(strangers=sorted(n for n in others if os.path.lexists(output / n)))
     facts_of = cache(_facts)
     # Of each video the clips to make, each with the facts to note.
@@ -385,7 +488,12 @@ def _is_done(known: dict[str, Any], facts: dict[str, Any], target: Path) -> bool
         return False
 
 
-def _load(record: Path) -> dict[str, dict[str, Any]]:
+def _name_below(root: Path, cut: Cut) -> str:
+    path = cut.path
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _notes(record: Path) -> dict[str, dict[str, Any]]:
     """The last note on each file; a line that was cut off is dropped."""
     notes = {}
     with suppress(FileNotFoundError):
@@ -393,6 +501,12 @@ def _load(record: Path) -> dict[str, dict[str, Any]]:
             with suppress(ValueError, TypeError, KeyError):
                 note = json.loads(line)
                 notes[note["name"]] = note
+    return notes
+
+
+def _load(record: Path) -> dict[str, dict[str, Any]]:
+    """The notes, after which the file holds each once."""
+    notes = _notes(record)
     part = record.with_name(f"{record.name}.part")
     part.write_text("".join(json.dumps(note) + "\n" for note in notes.values()))
     part.replace(record)
@@ -411,14 +525,14 @@ def _check_apart(source: Path, output: Path) -> None:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def _locked(output: Path, mark: str) -> Iterator[None]:
     """Refuse a second run on one folder; ends with the process, however that ends."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (output / ".lmdvid_lock").open("w") as lock:
+    with (output / _LOCK.format(shard=mark)).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

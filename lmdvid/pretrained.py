@@ -105,7 +105,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
             f"no checkpoint at {path}: give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
             f"a training checkpoint (.ckpt), or one in the box: {', '.join(in_the_box()) or 'none'}"
         )
-    network = _build(path, name, config)
+    network = _build(path, name, config, sum(value.numel() for value in state.values()))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -248,7 +248,7 @@ def _load_plain(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build(path: Path, name: str, config: dict[str, Any]) -> nn.Module:
+def _build(path: Path, name: str, config: dict[str, Any], numbers: int) -> nn.Module:
     module, _, kind = str(name).rpartition(".")
     known = {f"{networks.__name__}.{m.name}" for m in pkgutil.iter_modules(networks.__path__)}
     if module not in known:
@@ -257,6 +257,13 @@ def _build(path: Path, name: str, config: dict[str, Any]) -> nn.Module:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module):
         raise WeightsError(f"{path} asks for {name!r}, which this version does not have")
     try:
+        with torch.device("meta"):  # a configuration may ask for any amount of memory
+            parts = cls(**config).state_dict().values()
+        if (asked := sum(value.numel() for value in parts)) > numbers:
+            raise WeightsError(
+                f"{path} does not fit {name}: its configuration asks for {asked} numbers, and the "
+                f"file holds {numbers}"
+            )
         return cls(**config)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path} does not fit this version's {name}: {error}") from error

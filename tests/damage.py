@@ -1,4 +1,4 @@
-"""Three hundred damaged video files, always the same ones."""
+"""Damaged video files by the hundred, always the same ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ _BASES = {
 FRAMES, COUNT = 30, 300
 
 
-def damaged(folder: Path) -> list[Path]:
+def damaged(folder: Path, count: int = COUNT) -> list[Path]:
     """Write the files into a folder; their names tell what happened to them."""
     bases = folder / "bases"
     bases.mkdir()
@@ -36,7 +36,7 @@ def damaged(folder: Path) -> list[Path]:
     for name, data in _files(bases, contents):
         paths.append(folder / f"{len(paths):03d}_{name}")
         paths[-1].write_bytes(data)
-        if len(paths) == COUNT:
+        if len(paths) == count:
             break
     for base in bases.iterdir():
         base.unlink()

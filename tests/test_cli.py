@@ -335,7 +335,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
     assert cli.main(line.split()) == 0
     more = "--mode absolute --side-by-side --fit pad --batch-size 3 --device cpu --dtype bfloat16"
     parts = "--absolute-directions 3,7 --magnitude 1.5 --crop 1,2,3,4 --driving-crop face"
-    edit = "--set 3=1.5 --set 7=-0.8"
+    edit = "--set 3=1.5 --set 7=-0.8 --reference best"
     rest = [*edit.split(), "--no-audio"]
     assert cli.main([*line.split(), *more.split(), *parts.split(), *rest]) == 0
     several = line.replace("f.png", "f.png g.png").replace("d.mp4", "d.mp4 e.mp4")
@@ -358,6 +358,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "driving_crop": None,
             "paste_back": False,
             "edit": {},
+            "reference": 0,
         },
     )
     assert calls[1] == (
@@ -377,6 +378,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "driving_crop": "face",
             "paste_back": False,
             "edit": {3: 1.5, 7: -0.8},
+            "reference": "best",
         },
     )
     assert calls[2][0] == (["f.png", "g.png"], ["d.mp4", "e.mp4"], "c", "o.mp4")
@@ -399,11 +401,11 @@ def test_animate_words_the_errors_of_files(folder, monkeypatch, capsys):
 
 def test_convert_prints_the_report(folder, monkeypatch, capsys):
     fake = types.ModuleType("lmdvid.pretrained")
-    fake.convert = lambda path, folder: f"{path} -> {folder}: 201 tensors"  # type: ignore[attr-defined]
+    fake.convert = lambda path, folder, *how: f"{path} -> {folder}: 201 tensors {how}"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lmdvid.pretrained", fake)
     monkeypatch.setattr("lmdvid.pretrained", fake, raising=False)
     assert cli.main(["convert", "a.pt", "out"]) == 0
-    assert capsys.readouterr().out == "a.pt -> out: 201 tensors\n"
+    assert capsys.readouterr().out == "a.pt -> out: 201 tensors (None, None)\n"
 
 
 def test_summarise_keeps_messages_it_does_not_understand():

@@ -55,3 +55,24 @@ def test_a_sweep_says_what_to_compare(path):
     sweep = yaml.safe_load(path.read_text())
     assert sweep["metric"]["goal"] in ("minimize", "maximize")
     assert sweep["metric"]["name"].startswith("val/")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_an_agent_of_wandb_makes_the_same_words(path):
+    """What its agent does with a run that the server sends, by wandb's own code."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load(path.read_text())
+    for settings, words in command_lines(sweep):
+        sent = {"args": {name: {"value": value} for name, value in settings.items()}}
+        arguments = create_sweep_command_args(sent)["args"]
+        command = create_sweep_command(sweep["command"])
+        made = [w for word in command for w in (arguments if word == "${args}" else [word])]
+        assert made == ["${env}", *words]
+
+
+def test_lists_are_compared_as_lists():
+    """Or a sweep over a list could differ from its settings unseen."""
+    sweep = yaml.safe_load((ROOT / "experiments/sweeps/inmodegan_pyramid.yaml").read_text())
+    lines = [" ".join(words) for _, words in command_lines(sweep)]
+    assert any("--model.init_args.speeds=[1, 2, 4]" in line for line in lines)

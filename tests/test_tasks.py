@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -18,7 +20,12 @@ from lmdvid import losses
 from lmdvid.callbacks import PredictionVideos, SampleVideos, moments, stack
 from lmdvid.networks.layers import ImageDiscriminator
 from lmdvid.networks.lia import Generator
-from lmdvid.tasks.adversarial import NonFiniteLossError, PrecisionError, PredictionError
+from lmdvid.tasks.adversarial import (
+    NonFiniteLossError,
+    PrecisionError,
+    PredictionError,
+    StrategyError,
+)
 from lmdvid.tasks.animation import reconstruction_scores
 from lmdvid.tasks.lia import LIA
 from lmdvid.video import probe, read_clip
@@ -262,6 +269,13 @@ def test_bf16_mixed_trains_and_bf16_true_is_refused(tmp_path):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in task.parameters())
     with pytest.raises(PrecisionError, match=r"bf16-true.*Use bf16-mixed"):
         trainer(tmp_path, precision="bf16-true", max_steps=1).fit(LIA(**SMALL), Data())
+
+
+def test_strategies_that_split_the_weights_are_refused():
+    task = LIA(**SMALL)
+    task._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    with pytest.raises(StrategyError, match=r"FSDPStrategy splits the weights.*: use ddp_find"):
+        task.setup("fit")
 
 
 def test_resuming_equals_an_undisturbed_run(tmp_path):

@@ -1,10 +1,18 @@
 """``lmdvid animate``."""
 
 import argparse
+import sys
+from typing import Any
 
-from lmdvid.commands import box, edit, magnitude, whole_numbers
+from lmdvid.commands import UsageError, box, edit, magnitude, whole_numbers
 
 HELP = "bring a picture to life with the motion of a video"
+EPILOG = (
+    "--pairs: outputs that are complete are kept, so that the same line, started again after "
+    "whatever, goes on; several invocations may work on one folder at the same time, also on "
+    "machines that share its disk (several GPUs: one each, with --device). summary.csv says what "
+    "came of each pair. Exit code 1 if one failed."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,14 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--source",
-        required=True,
         nargs="+",
         metavar="IMAGE",
         help="picture to animate; several make a grid, a row for each",
     )
     add(
         "--driving",
-        required=True,
         nargs="+",
         metavar="VIDEO",
         help="video, gif, frame folder or image; several make a grid, a column for each, as long "
@@ -27,15 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--checkpoint",
-        required=True,
         metavar="PATH",
         help="converted folder, training .ckpt, or `puppets`, which is installed",
     )
     add(
         "--output",
-        required=True,
         metavar="FILE",
         help="result: .mp4, .gif, .npz (raw values), or .png, .jpg for one driving image",
+    )
+    add(
+        "--pairs",
+        metavar="CSV",
+        help="instead of these three: a table with the columns source, driving and perhaps output, "
+        "with paths relative to it, and to --output-dir",
+    )
+    add("--output-dir", metavar="FOLDER", help="where the results of --pairs go")
+    add("--jobs", type=int, metavar="N", help="processes for --pairs (default: 1)")
+    add(
+        "--retry-failed",
+        action="store_true",
+        help="try pairs again that have failed; else only where their files have changed",
     )
     add(
         "--mode",
@@ -125,8 +142,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Animate, and say where the result is."""
-    if options.batch_size is not None and options.batch_size < 1:
-        parser.error(f"argument --batch-size: must be at least 1; given {options.batch_size}")
+    for name in ("batch_size", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"argument {_listed([name])}: must be at least 1; given {value}")
+
+    how = {
+        "mode": options.mode,
+        "side_by_side": options.side_by_side,
+        "fit": options.fit,
+        "audio": not options.no_audio,
+        "absolute_directions": options.absolute_directions,
+        "magnitude": options.magnitude,
+        "crop": options.crop,
+        "driving_crop": options.driving_crop,
+        "paste_back": options.paste_back,
+        "edit": edit(options.set),
+        "reference": options.reference,
+    }
+    network = {
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "dtype": options.dtype,
+    }
+    one, many = ("source", "driving", "output"), ("output_dir", "jobs", "retry_failed")
+    if options.pairs is not None:
+        needed, others = ("checkpoint", "output_dir"), one
+    else:
+        needed, others = ("source", "driving", "checkpoint", "output"), many
+    if missing := [name for name in needed if getattr(options, name) is None]:
+        parser.error(f"the following arguments are required: {_listed(missing)}")
+    if given := [name for name in others if getattr(options, name)]:
+        parser.error(f"{_listed(given)}: {'not ' if options.pairs else 'only '}with --pairs")
+    if options.pairs is not None:
+        return _animate_pairs(options, how, network)
 
     from lmdvid import animate
 
@@ -135,24 +184,44 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options.driving,
         options.checkpoint,
         options.output,
-        mode=options.mode,
-        side_by_side=options.side_by_side,
-        fit=options.fit,
-        batch_size=options.batch_size,
-        device=options.device,
-        dtype=options.dtype,
-        audio=not options.no_audio,
         progress=True,
-        absolute_directions=options.absolute_directions,
-        magnitude=options.magnitude,
-        crop=options.crop,
-        driving_crop=options.driving_crop,
-        paste_back=options.paste_back,
-        edit=edit(options.set),
-        reference=options.reference,
+        **how,
+        **network,
     )
     print(f"wrote {path}")
     return 0
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _animate_pairs(
+    options: argparse.Namespace, how: dict[str, Any], network: dict[str, Any]
+) -> int:
+    from lmdvid.jobs import JobError, animate_pairs, read_pairs
+
+    try:
+        pairs = read_pairs(options.pairs)
+        summary = animate_pairs(
+            pairs,
+            options.checkpoint,
+            options.output_dir,
+            how,
+            jobs=options.jobs or 1,
+            retry_failed=options.retry_failed,
+            progress=True,
+            **network,
+        )
+    except JobError as error:
+        raise UsageError(str(error)) from None
+    for name, reason in list(summary.failed.items())[:20]:
+        print(f"{name}: {reason}", file=sys.stderr)
+    print(
+        f"{len(summary.done)} pairs animated, {len(summary.kept)} were there already, "
+        f"{len(summary.failed)} failed (see {summary.table})"
+    )
+    return int(bool(summary.failed))
 
 
 def _reference(text: str) -> int | str:

@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "what",
-        choices=("clips", "bair", *_LISTS),
+        choices=("clips", "bair", *_LISTS, "merge"),
         help="clips: videos, gifs and folders of frames, at any depth. bair: TFRecords. voxceleb, "
-        "taichi, ted: videos named by their id, and a list of clips in them",
+        "taichi, ted: videos named by their id, and a list of clips in them. merge: unite the "
+        "records that shards left in the output",
     )
-    add("--input", required=True, metavar="FOLDER", help="originals, which are only read")
+    add("--input", metavar="FOLDER", help="originals, which are only read")
     add("--output", required=True, metavar="FOLDER", help="where train/ and test/ are made")
     add("--metadata", metavar="CSV", help="the list of clips (voxceleb, taichi, ted)")
     add("--size", type=int, metavar="PX", help="side of the frames (default: 256; bair: 64)")
@@ -52,12 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--camera", choices=("image_aux1", "image_main"), help="bair (default: image_aux1)")
     add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    add(
+        "--shard",
+        metavar="I/N",
+        help="only the I-th of N parts of the originals, from 1/N to N/N, so that many machines "
+        "prepare one set; then `merge` unites their records",
+    )
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Prepare, and count."""
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"argument --jobs: must be at least 1; given {options.jobs}")
+    if options.what == "merge":
+        return _merge(options)
+    if options.input is None:
+        parser.error("the following arguments are required: --input")
     lists = options.what in _LISTS
     for name, fits in (
         ("metadata", lists),
@@ -71,7 +82,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if lists and options.metadata is None:
         parser.error(f"{options.what} needs --metadata, the csv that lists its clips")
 
-    from lmdvid.prepare import PrepareError, Settings, prepare_clips, prepare_cuts
+    from lmdvid.prepare import PrepareError, Settings, Shard, prepare_clips, prepare_cuts
 
     root, output = Path(options.input).expanduser(), Path(options.output).expanduser()
     wanted = None
@@ -82,13 +93,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         settings = Settings(size, options.fit or ("stretch" if lists else "crop"))
         if options.crf is not None:
             settings = replace(settings, crf=options.crf)
+        shard = Shard.parse(options.shard) if options.shard else None
         rest = (root, output, settings, options.jobs)
         if options.what == "clips":
-            done = prepare_clips(_whole_clips(root), *rest, progress=True)
+            done = prepare_clips(_whole_clips(root), *rest, progress=True, shard=shard)
         else:
             wanted = _listed(options, root) if lists else _recorded(options, root)
             missing, failed = wanted.missing, wanted.failed
-            done = prepare_cuts(wanted.cuts, *rest, progress=True, missing=missing, failed=failed)
+            more = {"missing": missing, "failed": failed, "shard": shard}
+            done = prepare_cuts(wanted.cuts, *rest, progress=True, **more)
     except PrepareError as error:
         raise UsageError(str(error)) from None
     if wanted is not None and done.missing is not None:
@@ -97,6 +110,17 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"{wanted.clips_missing + len(wanted.cuts)} clips (listed in {done.missing})"
         )
     return _count(done, root, output)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from lmdvid.prepare import PrepareError, merge
+
+    try:
+        shards, files = merge(Path(options.output).expanduser())
+    except PrepareError as error:
+        raise UsageError(str(error)) from None
+    print(f"{shards} shards united: {files} files are known in {options.output}")
+    return 0
 
 
 def _whole_clips(root: Path) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from hashlib import sha256
@@ -14,7 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmdvid.npz import load_arrays
 from lmdvid.video import IMAGE_SUFFIXES, without_suffix
+
+_LARGEST = 1 << 31  # bytes, of all arrays of a file
+_MOST_FRAMES = 1_000_000  # of a clip
 
 SCORES = {"keypoints": ("akd", "mkr"), "identity": ("aed", "csim", "missed")}
 """Names of the scores by what a detector finds."""
@@ -93,7 +96,7 @@ def load_detections(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
             clips[_name(name)] = values
     except OSError as error:
         raise DetectionsError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         raise DetectionsError(
             f"{path} holds no detections: {error}\nan .npz has an array of each clip's frames; "
             "a .csv the columns clip, frame and values"
@@ -124,15 +127,13 @@ def _name(clip: str) -> str:
 
 def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     clips, about = {}, {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            values = file[name]
-            if name == "detector":
-                about["detector"] = str(values)
-            elif values.ndim not in (2, 3) or values.dtype.kind not in "fiu":
-                raise ValueError(f"{name} is {values.shape} {values.dtype}")
-            else:
-                clips[name] = torch.from_numpy(values.astype(np.float64))
+    for name, values in load_arrays(path, _LARGEST).items():
+        if name == "detector":
+            about["detector"] = str(values)
+        elif values.ndim not in (2, 3) or values.dtype.kind not in "fiu":
+            raise ValueError(f"{name} is {values.shape} {values.dtype}")
+        else:
+            clips[name] = torch.from_numpy(values.astype(np.float64))
     return clips, about
 
 
@@ -147,7 +148,7 @@ def _from_csv(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if len(line) != len(header):
                 raise ValueError(f"line {reader.line_num} has {len(line)} of {len(header)} values")
             frame = int(line[1])
-            if frame < 0:
+            if not 0 <= frame < _MOST_FRAMES:
                 raise ValueError(f"line {reader.line_num} names frame {frame}")
             if frame in rows[line[0]]:
                 raise ValueError(f"line {reader.line_num} names frame {frame} of {line[0]} again")

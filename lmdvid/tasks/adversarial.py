@@ -1,26 +1,39 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lmdvid import losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
+from lmdvid.tasks import nonfinite as bad_numbers
+from lmdvid.tasks.nonfinite import NonFiniteLossError
+
+__all__ = [
+    "AdversarialTask",
+    "Batch",
+    "NonFiniteLossError",
+    "PrecisionError",
+    "PredictionError",
+    "StrategyError",
+]
 
 Batch = dict[str, Any]
 
 
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the step, the loss and the batch's clips."""
-
-
 class PrecisionError(ValueError):
     """The trainer's precision is one that the networks cannot run in."""
+
+
+class StrategyError(ValueError):
+    """The trainer's strategy is one that the task cannot be trained with."""
 
 
 class PredictionError(ValueError):
@@ -46,6 +59,11 @@ class AdversarialTask(L.LightningModule):
         r1: Weight gamma of the R1 penalty gamma / 2 E |grad D|^2 on real samples; 0 turns it off.
         ema: Decay of the generator's moving average, which is validated, saved and shown; at 0
             it is the generator itself.
+        nonfinite: What to do where a loss or a gradient is NaN or infinite: `stop`, or `skip`,
+            which leaves the batch out, names it and counts (`nonfinite/skipped` in the log).
+        nonfinite_limit: So many batches in a row are left out; at the next one weights and
+            optimisers of the run's last good checkpoint are taken up (`nonfinite/returns`), and
+            the data go on.
         discriminator_first: Let the discriminator step first; else the generator does.
     """
 
@@ -64,8 +82,12 @@ class AdversarialTask(L.LightningModule):
         r1: float,
         ema: float,
         discriminator_first: bool = False,
+        nonfinite: bad_numbers.Policy = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         super().__init__()
+        if nonfinite_limit < 0:
+            raise ValueError(f"nonfinite_limit={nonfinite_limit}: choose 0 or more")
         self.automatic_optimization = False
         self.generator = generator
         # Without one it is never asked.
@@ -78,6 +100,7 @@ class AdversarialTask(L.LightningModule):
         self.adversarial = adversarial
         self.r1 = r1
         self.discriminator_first = discriminator_first
+        self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -111,26 +134,28 @@ class AdversarialTask(L.LightningModule):
 
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
-        if self.discriminator_first:
-            self._discriminator_step(discriminator, fake.detach(), real, batch, penalised)
+        criticise = partial(self._discriminator_step, discriminator, fake.detach(), real, batch)
+        if self.discriminator_first and not criticise(penalised):
+            return
         with self.toggled_optimizer(generator):
             if self.adversarial > 0:
                 terms |= self.adversarial_terms(fake, real, batch)
-            self._descend(generator, terms, batch)
+            if not self._descend(generator, terms, batch):
+                return
         for module in self.generator.modules():
             if isinstance(module, LatentNavigator):
                 module.align_signs()
         self.generator_ema.update(self.generator)
         self._log_terms("generator", terms)
-        if not self.discriminator_first:
-            self._discriminator_step(discriminator, fake.detach(), real, batch, penalised)
+        if self.discriminator_first or criticise(penalised):
+            self._all_was_finite()
 
     def _discriminator_step(
         self, optimizer: Any, fake: Tensor, real: Tensor, batch: Batch, penalised: bool
-    ) -> None:
-        """Learn to tell fake from real, unless the generator does without."""
+    ) -> bool:
+        """Learn to tell fake from real, unless the generator does without; say whether it went."""
         if self.adversarial == 0:
-            return
+            return True
         with self.toggled_optimizer(optimizer):
             real = real.detach().requires_grad_(penalised)
             real_logits, fake_logits = self._judge(real, batch), self._judge(fake, batch)
@@ -142,8 +167,10 @@ class AdversarialTask(L.LightningModule):
                 for name, logits in real_logits.items():
                     penalty = losses.r1_penalty(real, logits, self.r1)
                     terms[f"r1{name}"] = penalty * max(1, self.discriminator_every)
-            self._descend(optimizer, terms, batch)
+            if not self._descend(optimizer, terms, batch):
+                return False
         self._log_terms("discriminator", terms)
+        return True
 
     def _both_optimizers(self) -> tuple[Any, Any]:
         optimizers = self.optimizers()
@@ -164,7 +191,13 @@ class AdversarialTask(L.LightningModule):
         return optimizers
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work; lay the weights out as tensor cores want them."""
+        """Refuse what cannot work; lay the weights out as tensor cores want them."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise StrategyError(
+                f"trainer.strategy {type(self.trainer.strategy).__name__} splits the weights, and "
+                "the moving average and the orthonormal basis need them whole: use "
+                "ddp_find_unused_parameters_true; what one GPU holds is below 5 GB"
+            )
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
             raise PrecisionError(
                 f"trainer.precision is {self.trainer.precision}: the orthonormal basis needs "
@@ -213,10 +246,14 @@ class AdversarialTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the run over."""
         self._seed = checkpoint.get("lmdvid_seed")
+        if self._skipping is not None and bad_numbers.KEY in checkpoint:
+            self._skipping.load(checkpoint[bad_numbers.KEY])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's seed, and what rebuilds the generator without this task."""
         checkpoint["lmdvid_seed"] = self._seed
+        if self._skipping is not None:
+            checkpoint[bad_numbers.KEY] = self._skipping.state()
         network = type(self.generator)
         checkpoint["lmdvid_generator"] = {
             "network": f"{network.__module__}.{network.__qualname__}",
@@ -229,21 +266,49 @@ class AdversarialTask(L.LightningModule):
         betas = (beta1**c, beta2**c)
         return torch.optim.Adam(network.parameters(), self.lr * c, betas=betas, fused=True)
 
-    def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> None:
-        loss = torch.stack(list(terms.values())).sum()
-        if not loss.isfinite():
-            values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
-            raise NonFiniteLossError(
-                f"loss is not finite at step {self.global_step} ({values}); "
-                f"clips of this batch: {', '.join(map(str, batch.get('key', ['unknown'])))}. "
-                "The last checkpoint is kept; lower lr or remove the clips, then resume from it"
-            )
+    def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> bool:
+        """Take a step, unless something is not finite; say whether it was taken."""
+        loss = bad_numbers.poison(torch.stack(list(terms.values())).sum())
         optimizer.zero_grad()
         # Lightning runs this step under autocast, which would reach the backward of the parts
         # that ask for float32.
         with torch.autocast(self.device.type, enabled=False):
             self.manual_backward(loss)
-        optimizer.step()
+        # The scaler of 16-mixed expects infinite gradients, and deals with them itself.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            finite = bool(loss.isfinite())
+        else:
+            groups = optimizer.param_groups
+            finite = bad_numbers.finite_gradient(p for group in groups for p in group["params"])
+        if finite:
+            optimizer.step()
+            return True
+        optimizer.zero_grad()
+        values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
+        what = "gradient" if loss.isfinite() else "loss"
+        reason = (
+            f"{what} is not finite at step {self.global_step} ({values}); "
+            f"clips of this batch: {', '.join(map(str, batch.get('key', ['unknown'])))}"
+        )
+        if self._skipping is None:
+            raise NonFiniteLossError(
+                f"{reason}. The last checkpoint is kept; lower lr or remove the clips, then resume "
+                "from it, or leave such batches out (model.init_args.nonfinite: skip)"
+            )
+        if self._skipping.skip(reason):
+            self._skipping.go_back(self.trainer, reason)
+        self._log_skipping()
+        return False
+
+    def _all_was_finite(self) -> None:
+        if self._skipping is not None:
+            self._skipping.in_a_row = 0
+            self._log_skipping()
+
+    def _log_skipping(self) -> None:
+        if self._skipping is not None:
+            self.log("nonfinite/skipped", float(self._skipping.skipped))
+            self.log("nonfinite/returns", float(self._skipping.returns))
 
     def _log_terms(self, network: str, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():

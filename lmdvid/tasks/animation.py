@@ -17,6 +17,7 @@ from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
 from lmdvid.ops.precision import exact
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
+from lmdvid.tasks.nonfinite import Policy
 
 
 class AnimationTask(AdversarialTask):
@@ -40,6 +41,8 @@ class AnimationTask(AdversarialTask):
         perceptual_weight: Weight of each term of the perceptual loss.
         perceptual_layers: Feature maps that it compares, counted from the shallow end.
         perceptual_scales: Sizes at which it compares, as shares of the picture's.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class AnimationTask(AdversarialTask):
         perceptual_weight: float,
         perceptual_layers: int,
         perceptual_scales: Sequence[float],
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         super().__init__(
             generator,
@@ -69,6 +74,8 @@ class AnimationTask(AdversarialTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
         )
         self._perceptual_features = (perceptual, vgg19_weights, perceptual_layers)
         self._perceptual_terms = (perceptual_scales, perceptual_weight)

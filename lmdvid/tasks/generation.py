@@ -10,6 +10,7 @@ from lmdvid.generate import Plan, VideoGenerator, generate
 from lmdvid.metrics.frechet import FrechetDistance
 from lmdvid.networks.features import EfficientNetClips
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
+from lmdvid.tasks.nonfinite import Policy
 
 
 class GenerationTask(AdversarialTask):
@@ -33,6 +34,8 @@ class GenerationTask(AdversarialTask):
         columns: Motions in it.
         prediction: What `lightning predict` makes; the data module's `generate` says how many.
         discriminator_first: See `AdversarialTask`.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
 
     Raises:
         ValueError: If the adversarial weight is not above 0.
@@ -56,6 +59,8 @@ class GenerationTask(AdversarialTask):
         columns: int,
         prediction: Plan | None,
         discriminator_first: bool = False,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         if adversarial <= 0:
             raise ValueError(f"adversarial={adversarial}: nothing else trains this; choose above 0")
@@ -70,6 +75,8 @@ class GenerationTask(AdversarialTask):
             r1=r1,
             ema=ema,
             discriminator_first=discriminator_first,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
         )
         self.frames = frames
         self.rows = rows

@@ -12,6 +12,7 @@ from lmdvid.networks.layers import ImageDiscriminator
 from lmdvid.networks.lia import Generator
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.animation import AnimationTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 class LIA(AnimationTask):
@@ -47,6 +48,8 @@ class LIA(AnimationTask):
         generator_every: See `AdversarialTask`.
         discriminator_every: See `AdversarialTask`.
         ema: Decay of the generator's moving average (ours; the original has none).
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class LIA(AnimationTask):
         generator_every: int = 4,
         discriminator_every: int = 16,
         ema: float = 0.999,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
     ) -> None:
         super().__init__(
             generator=Generator(size, dim, directions, width, align_corners, orthogonal, flow_init),
@@ -84,6 +89,8 @@ class LIA(AnimationTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             perceptual=perceptual,
             vgg19_weights=vgg19_weights,
             perceptual_weight=perceptual_weight,

@@ -1,0 +1,255 @@
+"""Lists of pairs: each done once, whoever dies; what is there is kept; nothing leaves a folder."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmdvid import cli, jobs
+from lmdvid.jobs import JobError, Pair, animate_pairs, read_pairs
+from lmdvid.networks.lia import Generator
+from lmdvid.pretrained import save_network
+from lmdvid.video import probe, write_image, write_video
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A tiny network, 20 pictures, 10 clips and three files that are none."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("jobs")
+    save_network(Generator(32, 16, 3, 0.02), folder / "network")
+    for i in range(20):
+        write_image(folder / f"face{i}.png", (torch.rand(32, 32, 3) * 255).to(torch.uint8))
+    for i in range(10):
+        frames = (torch.rand(2, 32, 32, 3) * 255).to(torch.uint8)
+        write_video(folder / f"clip{i}.mp4", frames, 25)
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.mp4").write_bytes((folder / "clip0.mp4").read_bytes()[:500])
+    return folder
+
+
+def write_pairs(path: Path, *rows: tuple[str, ...]) -> Path:
+    columns = ("source", "driving", "output")[: len(rows[0])]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def notes(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / ".lmdvid_jobs.jsonl").read_text().splitlines()]
+
+
+def summary(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / jobs.SUMMARY).open(newline="") as file:
+        return {row["output"]: row for row in csv.DictReader(file)}
+
+
+def start(place: Path, pairs: Path, output: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lmdvid", "animate", "--pairs", str(pairs)]
+    command += ["--checkpoint", str(place / "network"), "--output-dir", str(output), *more]
+    return subprocess.Popen(
+        command,
+        cwd=output.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_invocations_one_killed_and_restarted_do_each_pair_once(place, tmp_path):
+    rows = [(f"face{i}.png", f"clip{j}.mp4", f"{j}/{i}.mp4") for i in range(20) for j in range(10)]
+    broken = {
+        "2/0.mp4": ("broken.png", "clip2.mp4"),
+        "3/7.mp4": ("face7.png", "broken.mp4"),
+        "0/12.mp4": ("nosuch.png", "clip0.mp4"),
+        "4/16.mp4": ("face16.png", "nosuch.mp4"),
+        "9/19.mp4": ("broken.png", "broken.mp4"),
+    }
+    rows = [(*broken.get(name, (source, driving)), name) for source, driving, name in rows]
+    pairs, out = write_pairs(place / "all.csv", *rows), tmp_path / "out"
+
+    first, second = start(place, pairs, out), start(place, pairs, out)
+    journal = out / ".lmdvid_jobs.jsonl"
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 40:
+        assert first.poll() is None
+        time.sleep(0.005)
+    os.killpg(first.pid, signal.SIGKILL)  # with its own process, in the middle of a pair
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    third = start(place, pairs, out)
+    for run in (second, third):
+        said, complaints = run.communicate(timeout=120)
+        assert run.returncode == 1, complaints
+        assert "5 failed" in said
+        for name in broken:
+            assert f"{name}: " in complaints
+
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.mp4"))
+    assert made == sorted({name for *_, name in rows} - broken.keys())
+    assert len(made) == 195
+    times = Counter(note["output"] for note in notes(out))
+    assert times.keys() == {name for *_, name in rows}
+    assert {*times.values()} == {1}  # nothing was done twice
+    table = summary(out)
+    assert {name for name, row in table.items() if row["status"] == "failed"} == broken.keys()
+    assert Counter(row["status"] for row in table.values()) == {"done": 195, "failed": 5}
+    assert all(float(row["seconds"]) > 0 for row in table.values() if row["status"] == "done")
+    for name, (source, driving) in broken.items():
+        assert any(word in table[name]["error"] for word in (source, driving))
+    assert probe(out / "5/5.mp4").frames == 2
+    assert list((out / ".lmdvid_parts").iterdir()) == []
+
+
+def test_what_is_there_is_kept_as_long_as_nothing_changed(place, tmp_path):
+    rows = [("face0.png", "clip0.mp4"), ("face1.png", "clip1.mp4"), ("late.png", "clip1.mp4")]
+    (place / "late.png").unlink(missing_ok=True)
+    pairs = read_pairs(write_pairs(place / "few.csv", *rows))
+    names = [pair.output for pair in pairs]
+    assert names == ["face0__clip0.mp4", "face1__clip1.mp4", "late__clip1.mp4"]
+
+    def run(how=None, **options):
+        made = animate_pairs(pairs, place / "network", tmp_path, how, device="cpu", **options)
+        return made.done, made.kept, [*made.failed]
+
+    assert run() == (names[:2], [], names[2:])
+    assert run() == ([], names[:2], names[2:])
+    assert len(notes(tmp_path)) == 3  # also the failure was left alone
+    # what a kill in the middle of a note, and of an output, leaves behind
+    with (tmp_path / ".lmdvid_jobs.jsonl").open("a") as journal:
+        journal.write('{"output": "face0__')
+    (tmp_path / names[1]).write_bytes(b"half")
+    (place / "late.png").write_bytes((place / "face3.png").read_bytes())
+    assert sorted(run()[0]) == names[1:]  # the damaged one, and the one whose file has come
+    assert run({"magnitude": 0.5})[0] == names
+    assert run({"magnitude": 0.5}) == ([], names, [])
+
+
+def test_failures_are_left_alone_or_tried_again_and_nothing_of_others_is_touched(place, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "stranger.mp4").write_bytes(b"precious")
+    (out / "sub").symlink_to(elsewhere)
+    inputs = str(place / "face0.png"), str(place / "clip0.mp4")
+    pairs = [
+        Pair(str(place / "broken.png"), str(place / "clip0.mp4"), "a.mp4"),
+        Pair(*inputs, "stranger.mp4"),
+        Pair(*inputs, "sub/b.mp4"),
+    ]
+    for retry, lines in ((False, 3), (False, 3), (True, 6)):
+        made = animate_pairs(pairs, place / "network", out, retry_failed=retry)
+        assert "broken.png" in made.failed["a.mp4"]
+        assert "move it away" in made.failed["stranger.mp4"]
+        assert "leads out of" in made.failed["sub/b.mp4"]
+        assert len(notes(out)) == lines
+    assert (out / "stranger.mp4").read_bytes() == b"precious"
+    assert list(elsewhere.iterdir()) == []
+
+
+DEADLY = """
+import os, signal, sys, time
+from lmdvid.video import workers
+from lmdvid import jobs
+
+class Deadly(jobs._Worker):
+    def _animate(self, pair):
+        if "clip1" in pair.driving:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "clip2" in pair.driving:
+            time.sleep(60)
+        super()._animate(pair)
+
+import json
+workers.answer(Deadly(json.loads(sys.argv[1])).replies)
+"""
+
+
+def test_pairs_that_crash_or_hang_the_process_do_not_stop_the_others(place, tmp_path, monkeypatch):
+    """The real machinery, around a process that crashes at one pair and hangs at another."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ask = jobs.workers.ask
+
+    def ask_deadly(questions, _, arguments, **more):
+        return ask(questions, "deadly", arguments, **more)
+
+    monkeypatch.setattr(jobs.workers, "ask", ask_deadly)
+    rows = [(f"face{i}.png", f"clip{i}.mp4") for i in range(4)]
+    pairs = read_pairs(write_pairs(place / "deadly.csv", *rows))
+    made = animate_pairs(pairs, place / "network", tmp_path / "out", jobs=2, timeout=5)
+    assert made.done == ["face0__clip0.mp4", "face3__clip3.mp4"]
+    assert made.failed["face1__clip1.mp4"] == "it ends the process, twice (SIGSEGV)"
+    assert made.failed["face2__clip2.mp4"] == "no new frame came within 5 s"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.mp4", "/tmp/out.mp4", "a/../../b.mp4", "a\\b.mp4", "C:b.mp4", ".lmdvid_parts/b.mp4"],
+)
+def test_outputs_outside_the_folder_are_refused(tmp_path, name):
+    pairs = write_pairs(
+        tmp_path / "p.csv", ("a.png", "b.mp4", "fine.mp4"), ("a.png", "b.mp4", name)
+    )
+    with pytest.raises(JobError, match=r"row 3: output .* no plain name"):
+        read_pairs(pairs)
+
+
+def test_names_that_meet_are_numbered(tmp_path):
+    rows = [("x/a.png", "b.mp4"), ("y/a.png", "b.mp4"), ("z/a.jpg", "b.gif")]
+    pairs = read_pairs(write_pairs(tmp_path / "p.csv", *rows))
+    assert [pair.output for pair in pairs] == ["a__b.mp4", "a__b_2.mp4", "a__b_3.mp4"]
+    assert pairs[1].source == str(tmp_path / "y/a.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source,output\na,b.mp4\n", r"lacks the column\(s\) driving; it has source, output"),
+        ("source,driving\n", "no rows"),
+        ("source,driving\na.png,\n", "row 2: it names no source, or no driving"),
+        ("source,driving,output\na,b,c.mp4\na,b,./c.mp4\n", "row 3: c.mp4 is the output of an"),
+        ("source,driving,output\na,b,c.exe\n", "row 2: cannot write c.exe: choose .mp4"),
+        ("source,driving\n" + "a" * 200_000 + ",b\n", "field larger than field limit"),
+        (b"source,driving\n\xff\xfe,b\n", "can't decode byte"),
+    ],
+)
+def test_tables_that_make_no_sense(tmp_path, text, message):
+    path = tmp_path / "p.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(JobError, match=message):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--pairs p.csv", "the following arguments are required: --output-dir"),
+        ("--source a.png --driving b.mp4", "the following arguments are required: --output"),
+        ("--pairs p.csv --output-dir o --source a", "--source: not with --pairs"),
+        ("--source a --driving b --output c --jobs 2", "--jobs: only with --pairs"),
+        ("--pairs nosuch.csv --output-dir o", "cannot read nosuch.csv: no such file or directory"),
+        ("--pairs p.csv --output-dir o", "no checkpoint at x: give a converted folder"),
+    ],
+)
+def test_command_lines_that_make_no_sense(tmp_path, monkeypatch, capsys, line, message):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "p.csv", ("a.png", "b.mp4"))
+    try:
+        code = cli.main(["animate", "--checkpoint", "x", *line.split()])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
