@@ -156,7 +156,7 @@ def evaluate(
         if not one.clips:
             raise EvaluationError(f"there is no {_word(one.side)} video")
     result: dict[str, Any] = {
-        "scores": {},
+        "scores": {name: None for names in by.scores(extrapolate).values() for name in names},
         "protocol": by.describe(),
         "network": None,
         "weights": {},
@@ -165,6 +165,7 @@ def evaluate(
         "bias": None,
         "real_from_cache": False,
     }
+    _compare_detections(result, sets, by, detections or {})  # a wrong file costs no hour of work
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     shown = progress and _rank() == 0
     with Progress(*columns, disable=not shown) as bar:
@@ -181,7 +182,6 @@ def evaluate(
             _compare_sets(result, sets, settings, None if cache is None else Path(cache))
         if by.pixels:
             _compare_pairs(result, sets, by, weights, device, bar)
-    _compare_detections(result, sets, by, detections or {})
     result["scores"] = {
         name: value if value is not None and math.isfinite(value) else None
         for name, value in result["scores"].items()
@@ -383,7 +383,6 @@ def _compare_detections(
     if unused := set(files) - set(by.detections):
         raise EvaluationError(f"{by.name} uses no {' and no '.join(sorted(unused))}")
     for kind in by.detections:
-        result["scores"] |= dict.fromkeys(SCORES[kind])
         if kind not in files:
             continue
         sides = [load_detections(path) for path in files[kind]]
@@ -396,8 +395,9 @@ def _compare_detections(
         # Where another's motion drives, generated videos have names of their own, by which the
         # pictures that they animate are called.
         shown = sets[1] if by.motion == "other" else sets[0]
-        broken = {without_suffix(key) for key in shown.broken}
-        if wrong := sorted((set(_by_name(shown)) ^ set(real)) - broken):
+        named = _by_name(shown)
+        lacking = [name for name in named if name not in real and _can_be_read(named[name][1])]
+        if wrong := [name for name in real if name not in named] + lacking:
             raise EvaluationError(
                 f"{kind}: {files[kind][1]} must have the {len(shown.first())} clips of the "
                 f"{_word(shown.side)} videos, named by their path below the folder; {wrong[0]} is "
@@ -419,6 +419,14 @@ def _compare_detections(
         except ValueError as error:
             raise EvaluationError(f"{kind}: {error}") from None
         result["scores"] |= {name: values[name].item() for name in SCORES[kind]}
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        probe(path)
+    except VideoReadError:
+        return False
+    return True
 
 
 def _as_rows(values: Tensor) -> Tensor:

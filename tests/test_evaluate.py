@@ -295,9 +295,27 @@ class TestPairs:
             evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
         np.savez(tmp_path / "real.npz", other=truth)
         with pytest.raises(
-            evaluate.EvaluationError, match=r"real.npz must have the 1 clips .* 00 "
+            evaluate.EvaluationError, match=r"real\.npz must have the 1 clips .* other is only"
         ):
             evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
+
+    def test_wrong_detections_cost_no_embedding(self, sets, tmp_path):
+        by = Protocol("fd", "", "means", frames=4, detections=("identity",))
+        rows = {name[:-4]: np.ones((7, 3)) for name in sets[1]}
+        np.savez(tmp_path / "fake.npz", **rows)
+        np.savez(tmp_path / "real.npz", **rows)  # lacks two of the real ones
+        files = {"identity": (tmp_path / "fake.npz", tmp_path / "real.npz")}
+        with pytest.raises(
+            evaluate.EvaluationError, match=r"the 13 clips of the real .* 11 is only"
+        ):
+            evaluate.evaluate(*sets, by, detections=files)
+        assert Means.clips == 0
+        for name in ("11.npy", "12.npy"):
+            sets[0][name].write_bytes(b"broken")
+        result = evaluate.evaluate(*sets, by, detections=files)
+        assert list(result["scores"]) == ["fd", "aed", "csim", "missed"]
+        assert result["scores"]["csim"] == pytest.approx(1)
+        assert result["counts"]["identity_frames"] == 77
 
     def test_names(self, tmp_path):
         """A folder's dot is part of its name; two videos of one name are refused."""
