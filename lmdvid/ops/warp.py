@@ -84,12 +84,14 @@ def flow_warp(
         warped, painted = _flow_warp(logits, features, h, align_corners)
         return warped, None if h is None else painted
     grid, mask = reference.flow(logits)
-    warped = masked_warp(features, grid, mask, align_corners)
+    warped = masked_warp(features, grid, mask, align_corners, "reference")
     painted = None if h is None else reference.paint(warped, mask, h)
     return warped.to(features.dtype), painted
 
 
-def masked_warp(features: Tensor, grid: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
+def masked_warp(
+    features: Tensor, grid: Tensor, mask: Tensor, align_corners: bool, impl: Impl = "auto"
+) -> Tensor:
     """Sample feature maps and multiply with a mask.
 
     Convention: see above.
@@ -103,6 +105,7 @@ def masked_warp(features: Tensor, grid: Tensor, mask: Tensor, align_corners: boo
         grid: (B, 2, H', W') coordinates, finite.
         mask: (B, 1, H', W').
         align_corners: See the convention.
+        impl: Which implementation samples, see `lmdvid.ops.use`.
 
     Returns:
         (B, C, H', W') in the precision of the features or of the grid, whichever is higher; as a
@@ -110,7 +113,7 @@ def masked_warp(features: Tensor, grid: Tensor, mask: Tensor, align_corners: boo
     """
     if _by_rows(features):
         return _sum_of_rows(features, grid, mask, align_corners)
-    return mask * reference.warp(features, grid, align_corners)
+    return mask * warp(features, grid, align_corners, impl)
 
 
 def _by_rows(features: Tensor) -> bool:
