@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lmdvid.video import (
-    ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Reader,
     ScannedClip,
     VideoReadError,
     is_clip,
+    without_suffix,
 )
 
 
@@ -126,12 +126,6 @@ def identity_of(key: str) -> str:
     """Return the text before the first `#` of a clip's file name, or its path without suffix."""
     name = key.rsplit("/", 1)[-1]
     return name.split("#", 1)[0] if "#" in name else without_suffix(key)
-
-
-def without_suffix(key: str) -> str:
-    """Drop the suffix of a video or array; a frame folder's dot is part of its name."""
-    stem, suffix = os.path.splitext(key)
-    return stem if suffix.lower() in VIDEO_SUFFIXES | ARRAY_SUFFIXES else key
 
 
 def index_clips(

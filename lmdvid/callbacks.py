@@ -16,12 +16,17 @@ from torch import Tensor
 
 from lmdvid.loggers import log_video
 from lmdvid.metrics.batches import BatchScores
-from lmdvid.metrics.probe import PictureProbe, leakage
-from lmdvid.metrics.protocols import protocol
+from lmdvid.metrics.detections import DetectionsError
+from lmdvid.metrics.probe import PictureProbe, ProbeError, leakage
+from lmdvid.metrics.protocols import ProtocolError, beyond, protocol
 from lmdvid.networks import MissingWeightsError
 from lmdvid.networks.features.frozen import VideoFeatures
 from lmdvid.ops import Impl, use
 from lmdvid.video import to_float, to_uint8, write_image, write_video
+
+
+class ScoresError(ValueError):
+    """Scores that were asked for are missing, or are beyond their limits; the text has them."""
 
 
 class SampleVideos(L.Callback):
@@ -52,8 +57,9 @@ class SampleVideos(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
-        """Keep the first clips' panels."""
-        self._collect(trainer, outputs)
+        """Keep the first clips' panels, which may be long, if they are written."""
+        if self.output is not None:
+            self._collect(trainer, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the video to every logger."""
@@ -66,7 +72,7 @@ class SampleVideos(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `output` and the picture beside it."""
-        if not (rows := self._take()) or self.output is None:
+        if self.output is None or not (rows := self._take()):
             return
         output = Path(self.output)
         write_video(output, to_uint8(stack(rows)), self.fps)
@@ -111,10 +117,16 @@ class StoreScores(L.Callback):
         detectors: Dotted paths of installed functions for AKD, MKR (`keypoints`), AED and CSIM
             (`identity`), see `lmdvid.metrics.detections.load_detector`; without one, the scores
             are null.
+        fail_above: Highest values of scores by their names in the file; where one is above, the
+            test fails once everything is stored.
+        fail_below: The same for lowest values, of scores that are better the higher they are.
 
     Raises:
-        ProtocolError: There is no such protocol.
+        ProtocolError: There is no such protocol, or the task does not make what it compares.
+        DetectionsError: No protocol uses the detector, or there is none.
         WeightsError: Weights are missing, or are others than the published ones.
+        ScoresError: When all is stored: scores are beyond their limits, or `protocols` have too
+            few clips for theirs.
     """
 
     def __init__(
@@ -124,15 +136,20 @@ class StoreScores(L.Callback):
         published: Sequence[str] = (),
         weights: str | None = None,
         detectors: Mapping[str, str] | None = None,
+        fail_above: Mapping[str, float] | None = None,
+        fail_below: Mapping[str, float] | None = None,
     ) -> None:
-        if unknown := sorted(set(detectors or {}) - {"keypoints", "identity"}):
-            raise ValueError(
-                f"StoreScores: no detectors of {', '.join(unknown)}; possible are keypoints and "
-                "identity"
-            )
         self.output = output
         self.protocols = [protocol(name) for name in protocols]
         self.published = [protocol(name) for name in published]
+        self.fail_above = fail_above
+        self.fail_below = fail_below
+        used = sorted({kind for by in self.protocols + self.published for kind in by.detections})
+        if unknown := sorted(set(detectors or {}) - set(used)):
+            raise DetectionsError(
+                f"StoreScores: its protocols use no detector of {' and '.join(unknown)}, but of "
+                f"{' and '.join(used) or 'nothing'}"
+            )
         self.weights = weights
         self.detectors = detectors
 
@@ -141,8 +158,9 @@ class StoreScores(L.Callback):
         self._scores: list[BatchScores] = []
         self._results: list[dict[str, Any]] = []
         self._left_out: dict[str, str] = {}
+        self._failures: list[str] = []
         self._content: dict[str, str] = {}
-        self._given: set[int] = set()
+        self._given: set[tuple[int, int, int]] = set()
         if stage != "test":
             return
         networks: dict[str, VideoFeatures] = {}
@@ -160,6 +178,18 @@ class StoreScores(L.Callback):
                 "says where to get them)"
             )
 
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any
+    ) -> None:
+        """Refuse data without another's motion before anything is generated."""
+        for scores in self._scores:
+            if scores.by.motion == "other" and "cross_driving" not in batch:
+                raise ProtocolError(
+                    f"StoreScores: {scores.by.name} compares videos that another's motion drives, "
+                    "which this data does not give: where it animates, set data.init_args.cross "
+                    "true, else leave the protocol out"
+                )
+
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
@@ -170,7 +200,7 @@ class StoreScores(L.Callback):
     ) -> None:
         """Compare this batch's videos."""
         keys, real = list(map(str, batch["key"])), batch["video"]
-        self._given.add(real.shape[1])
+        self._given.add((real.shape[1], *real.shape[-2:]))
         for key, video in zip(keys, to_uint8(real.cpu()), strict=True):
             self._content[key] = sha256(video.numpy().tobytes()).hexdigest()
         compared = outputs.get("compared", {}) if isinstance(outputs, dict) else {}
@@ -181,10 +211,9 @@ class StoreScores(L.Callback):
             if kind not in compared or (kind == "noise" and pairs):
                 given = ", ".join(compared) or "nothing"
                 wanted = "own or noise" if by.motion == "own" and not pairs else by.motion
-                remedy = "; give data.init_args.cross true" if by.motion == "other" else ""
-                raise ValueError(
+                raise ProtocolError(
                     f"StoreScores: {by.name} compares videos of the kind {wanted}, but "
-                    f"{type(pl_module).__name__} with this data gives {given}{remedy}"
+                    f"{type(pl_module).__name__} gives {given}; leave the protocol out"
                 )
             scores.update(keys, *compared[kind], source=real[:, 0])
 
@@ -192,12 +221,13 @@ class StoreScores(L.Callback):
         """Log the protocols' scores."""
         for scores in self._scores:
             name = scores.by.name
-            try:
-                result = scores.compute()
-            except ValueError as error:  # the same in every process
-                self._left_out[name] = str(error)
-                continue
+            result = scores.compute()
             self._results.append(result)
+            if result["missing"]:
+                reasons = "; ".join(dict.fromkeys(result["missing"].values()))
+                self._left_out[name] = f"no {', '.join(result['missing'])}: {reasons}"
+                if scores.by in self.protocols:
+                    self._failures.append(self._left_out[name])
             for score, value in result["scores"].items():
                 if value is not None:
                     label = f"test/{name}" if score == name else f"test/{name}_{score}"
@@ -205,6 +235,13 @@ class StoreScores(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file."""
+        # Finite or null: JSON has nothing else.
+        scores = {
+            name.removeprefix("test/"): value.item() if value.isfinite() else None
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("test/")
+        }
+        self._failures += beyond(scores, self.fail_above, self.fail_below)
         seen = (self._content, self._given, [s.too_short for s in self._scores])
         parts: list[Any] = [seen]
         if trainer.world_size > 1:
@@ -215,24 +252,23 @@ class StoreScores(L.Callback):
         if not trainer.is_global_zero:
             return
         content = {key: digest for part in parts for key, digest in part[0].items()}
-        given = sorted({length for part in parts for length in part[1]})
+        shapes = sorted({shape for part in parts for shape in part[1]})
         shared = {
             "real_content": sha256(json.dumps(sorted(content.items())).encode()).hexdigest(),
-            "frames_given": [given[0], given[-1]] if given else None,
+            "split": "test",
+            "codec": "none: generated frames are compared as they are",
+            "size_given": sorted({f"{height} x {width}" for _, height, width in shapes}),
+            "frames_given": [shapes[0][0], shapes[-1][0]] if shapes else None,
         }
         short = {
-            scores.by.name: sorted(name for part in parts for name in part[2][index])
-            for index, scores in enumerate(self._scores)
+            one.by.name: sorted(name for part in parts for name in part[2][index])
+            for index, one in enumerate(self._scores)
         }
         for result in self._results:
             result |= shared | {"too_short": short[result["protocol"]["name"]]}
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         stored = {
-            "scores": {
-                name.removeprefix("test/"): value.item()
-                for name, value in sorted(trainer.callback_metrics.items())
-                if name.startswith("test/")
-            },
+            "scores": scores,
             "clips": len(content),
             "task": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
@@ -244,8 +280,16 @@ class StoreScores(L.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(stored, indent=2) + "\n")
         for name, reason in self._left_out.items():
-            print(f"no {name}: {reason}")
+            print(f"{name}: {reason}")
+        for result in self._results:
+            if result["bias"] and "fewer" in result["bias"]:
+                print(f"{result['protocol']['name']}: {result['bias']['fewer']}")
         print(f"wrote {path}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Fail where scores are missing or beyond their limits: the table has been shown."""
+        if stage == "test" and self._failures:
+            raise ScoresError("the test has failed: " + "\n  ".join(self._failures))
 
 
 class ProbeScores(L.Callback):
@@ -262,6 +306,9 @@ class ProbeScores(L.Callback):
 
     Args:
         pictures: Real pictures to learn from.
+
+    Raises:
+        ProbeError: There is no data module, or its clips are too few or lack pose or identity.
     """
 
     def __init__(self, pictures: int = 1200) -> None:
@@ -269,12 +316,16 @@ class ProbeScores(L.Callback):
         self._probes: dict[str, PictureProbe] = {}
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what has nothing to learn from."""
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if stage == "test" and data is None:
+            raise ProbeError("ProbeScores learns from the training clips of a data module")
+
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Train the probes."""
         self._sums = {}
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if data is None:
-            raise ValueError("ProbeScores learns from the training clips of a data module")
         # Test alone does not set the training clips up.
         data.setup("fit")
         probe = PictureProbe().to(pl_module.device)
@@ -282,7 +333,7 @@ class ProbeScores(L.Callback):
         count = 0
         for batch in data.train_dataloader():
             if missing := {"identity", "pose"} - set(batch):
-                raise ValueError(
+                raise ProbeError(
                     f"ProbeScores needs {' and '.join(sorted(missing))} in every batch; only data "
                     "with known poses and identities, such as puppets, has them"
                 )
@@ -310,7 +361,7 @@ class ProbeScores(L.Callback):
         for name, targets in (("pose", pose), ("identity", identity)):
             fitted = PictureProbe(probe.network).fit(features, targets, groups)
             if not fitted.readable.any():
-                raise ValueError(
+                raise ProbeError(
                     f"ProbeScores: {len(features)} pictures of {len(groups.unique())} identities "
                     f"are too few to read any {name} off; raise `pictures` or draw more identities"
                 )

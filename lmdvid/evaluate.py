@@ -30,9 +30,17 @@ from lmdvid.metrics.animation import (
 )
 from lmdvid.metrics.detections import SCORES, as_points, load_detections
 from lmdvid.metrics.protocols import NETWORKS, Protocol, Side, protocol
-from lmdvid.metrics.sets import SetScores, TooFewError
+from lmdvid.metrics.samples import TooFewError
+from lmdvid.metrics.sets import SetScores
 from lmdvid.networks.features.lpips import LPIPS
-from lmdvid.video import VideoReadError, probe, read_clip, stream_frames, to_float
+from lmdvid.video import (
+    VideoReadError,
+    probe,
+    read_clip,
+    stream_frames,
+    to_float,
+    without_suffix,
+)
 
 _LARGEST_BATCH = 2**25  # numbers of a batch of clips: 128 MB in float32
 _PART = 16  # frames of a long video at a time
@@ -117,7 +125,9 @@ def evaluate(
         by: A protocol or its name.
         weights: File of its network, or a folder; None looks in LMDVID_WEIGHTS.
         detections: For `keypoints` and `identity`, the file of the generated and of the real
-            videos; see `load_detections`. Scores without files are None.
+            videos; see `load_detections`. The second has every real video or, where another's
+            motion drives, for each generated one the picture that it animates. Scores without
+            files are None.
         extrapolate: Also estimate the distance for infinitely many clips. This, KVD, precision and
             recall need all features, so only protocols of clips with a limit have them.
         device: Where networks run.
@@ -133,7 +143,7 @@ def evaluate(
         found, decoded, broken, too short), `bias`, `real_from_cache`, `versions`, `seconds`.
 
     Raises:
-        ProtocolError: There is no protocol of this name.
+        ProtocolError: There is no protocol of this name, or it cannot be extrapolated.
         EvaluationError: Too few videos can be read, or pairs are not complete.
         WeightsError: The network's file is missing or is another one.
         DetectionsError: A detector's file cannot be used.
@@ -146,7 +156,7 @@ def evaluate(
         if not one.clips:
             raise EvaluationError(f"there is no {_word(one.side)} video")
     result: dict[str, Any] = {
-        "scores": {},
+        "scores": {name: None for names in by.scores(extrapolate).values() for name in names},
         "protocol": by.describe(),
         "network": None,
         "weights": {},
@@ -155,20 +165,23 @@ def evaluate(
         "bias": None,
         "real_from_cache": False,
     }
+    _compare_detections(result, sets, by, detections or {})  # a wrong file costs no hour of work
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     shown = progress and _rank() == 0
     with Progress(*columns, disable=not shown) as bar:
         if by.features:
             network = NETWORKS[by.features](weights).to(device)
-            try:
-                scores = SetScores(by, network, device, extrapolate)
-            except ValueError as error:
-                raise EvaluationError(str(error)) from None
+            scores = SetScores(by, network, device, extrapolate)
+            fewest = min(len(one.clips) for one in sets)
+            if extrapolate and fewest < scores.minimum:  # before an hour of work
+                raise EvaluationError(
+                    f"{by.name}: an extrapolation in {network.dim} features needs {scores.minimum} "
+                    f"clips of each side; there are {fewest}"
+                )
             settings = _Settings(scores, device, batch_size, workers, bar)
             _compare_sets(result, sets, settings, None if cache is None else Path(cache))
         if by.pixels:
             _compare_pairs(result, sets, by, weights, device, bar)
-    _compare_detections(result, by, detections or {})
     result["scores"] = {
         name: value if value is not None and math.isfinite(value) else None
         for name, value in result["scores"].items()
@@ -287,9 +300,7 @@ def _compare_pairs(
     device: torch.device,
     bar: Progress,
 ) -> None:
-    real, fake = (
-        {Path(k).with_suffix("").as_posix(): (k, p) for k, p in s.first().items()} for s in sets
-    )
+    real, fake = map(_by_name, sets)
     if missing := sorted(set(real) - set(fake)):
         raise EvaluationError(
             f"{by.name} compares videos of one name: {len(missing)} of {len(real)} real ones have "
@@ -325,6 +336,19 @@ def _compare_pairs(
         ) from None
 
 
+def _by_name(one: _Set) -> dict[str, tuple[str, Path]]:
+    found: dict[str, tuple[str, Path]] = {}
+    for key, path in one.first().items():
+        name = without_suffix(key)
+        if name in found:
+            raise EvaluationError(
+                f"the {_word(one.side)} videos {found[name][0]} and {key} are both called {name}; "
+                "pairs are found by the name without suffix: leave one out"
+            )
+        found[name] = key, path
+    return found
+
+
 def _pair(metric: ReconstructionScores, fake: Path, real: Path, device: torch.device) -> Tensor:
     parts, pending = [], []
     for made, true in zip_longest(stream_frames(fake), stream_frames(real)):
@@ -351,6 +375,7 @@ def _part(
 
 def _compare_detections(
     result: dict[str, Any],
+    sets: list[_Set],
     by: Protocol,
     files: Mapping[str, tuple[str | Path, str | Path]],
 ) -> None:
@@ -358,7 +383,6 @@ def _compare_detections(
     if unused := set(files) - set(by.detections):
         raise EvaluationError(f"{by.name} uses no {' and no '.join(sorted(unused))}")
     for kind in by.detections:
-        result["scores"] |= dict.fromkeys(SCORES[kind])
         if kind not in files:
             continue
         sides = [load_detections(path) for path in files[kind]]
@@ -368,6 +392,17 @@ def _compare_detections(
         metric = metrics[kind](sync_on_compute=False)  # every process has read all of it
         fill = any(about["file"].endswith(".csv") for _, about in sides)
         made, real = sides[0][0], sides[1][0]
+        # Where another's motion drives, generated videos have names of their own, by which the
+        # pictures that they animate are called.
+        shown = sets[1] if by.motion == "other" else sets[0]
+        named = _by_name(shown)
+        lacking = [name for name in named if name not in real and _can_be_read(named[name][1])]
+        if wrong := [name for name in real if name not in named] + lacking:
+            raise EvaluationError(
+                f"{kind}: {files[kind][1]} must have the {len(shown.first())} clips of the "
+                f"{_word(shown.side)} videos, named by their path below the folder; {wrong[0]} is "
+                "only in one of the two"
+            )
         if by.motion == "other":  # one row, of the source picture, stands for all frames
             real = {
                 clip: rows.expand(len(made.get(clip, rows)), *rows.shape[1:])
@@ -380,9 +415,18 @@ def _compare_detections(
                 form = as_points if kind == "keypoints" else _as_rows
                 metric.update(form(found), form(true))
             values = metric.compute()
+            result["counts"][f"{kind}_frames"] = metric.true_frames()
         except ValueError as error:
             raise EvaluationError(f"{kind}: {error}") from None
         result["scores"] |= {name: values[name].item() for name in SCORES[kind]}
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        probe(path)
+    except VideoReadError:
+        return False
+    return True
 
 
 def _as_rows(values: Tensor) -> Tensor:

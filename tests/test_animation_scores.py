@@ -56,6 +56,14 @@ class TestReconstruction:
         assert (found["l1"], found["psnr"]) == (0, pytest.approx(100))
         assert metric.totals.dtype == torch.float64
 
+    def test_autocast_changes_nothing(self):
+        a, first, second = waves()
+        alone, around = ReconstructionScores(), ReconstructionScores()
+        alone.update(as_video(first, second), as_video(a, a))
+        with torch.autocast("cpu", torch.bfloat16):
+            around.update(as_video(first, second), as_video(a, a))
+        assert values(around) == values(alone)
+
     def test_refuses(self):
         metric = ReconstructionScores()
         with pytest.raises(ValueError, match="no video was compared"):
@@ -137,7 +145,7 @@ class TestDetections:
         points = np.array([[[1, 2], [3, 4]], [[math.nan] * 2] * 2, [[5, 6], [7, math.nan]]])
         np.savez(tmp_path / "a.npz", **{"clip.mp4": points, "detector": np.array("fan 1.2")})
         (tmp_path / "a.csv").write_text(
-            "clip,frame,x0,y0,x1,y1\nfolder/clip.png,2,5,6,7,\nfolder/clip.png,0,1,2,3,4\n"
+            "clip,frame,x0,y0,x1,y1\n./clip.png,2,5,6,7,\n./clip.png,0,1,2,3,4\n"
         )
         (a, about), (b, _) = (load_detections(tmp_path / f"a.{s}") for s in ("npz", "csv"))
         assert list(a) == list(b) == ["clip"]
@@ -149,9 +157,22 @@ class TestDetections:
         assert right[2].isnan().all()
         assert left.shape == right.shape
 
+    def test_names_are_paths_without_suffix(self, tmp_path):
+        names = ["id1/00001.mp4", "id2/00001.mp4", "v.1", "v.2"]
+        np.savez(tmp_path / "a.npz", **{name: np.zeros((1, 3)) for name in names})
+        assert list(load_detections(tmp_path / "a.npz")[0]) == [
+            "id1/00001",
+            "id2/00001",
+            *names[2:],
+        ]
+        np.savez(tmp_path / "a.npz", **{name: np.zeros((1, 3)) for name in ("a.mp4", "a.npy")})
+        with pytest.raises(DetectionsError, match="two clips are called a\\n"):
+            load_detections(tmp_path / "a.npz")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
+            ("clip,frame,x\nq,0,3\nq,0,3\n", "line 3 names frame 0 of q again"),
             ("a,b,c\n", "its first line is a,b,c"),
             ("clip,frame,x\nq,0\n", "line 2 has 2 of 3 values"),
             ("clip,frame,x\nq,first,3\n", "invalid literal"),

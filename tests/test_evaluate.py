@@ -91,6 +91,7 @@ def test_scores_are_those_of_the_chosen_frames(sets):
     assert result["weights"] == {"means": Means.digest}
     assert result["network"] == {"name": "means", "dim": 6, "resize": "none"}
     assert result["bias"]["note"].startswith("fewer samples than twice")
+    assert result["bias"]["fewer"].startswith("13 real and 11 generated clips, not 99 of each: ")
     json.dumps(result)
     single = evaluate.evaluate(*sets, BY, batch_size=1)
     assert single["scores"] == pytest.approx(result["scores"], rel=1e-4)
@@ -104,8 +105,18 @@ def test_bias_and_extrapolation_where_there_are_enough(tmp_path):
     whole = Protocol("fd_means_4f", "", "means", frames=4)
     found = evaluate.evaluate(*sets, whole)["scores"]
     assert found == {"fd_means_4f": pytest.approx(result["scores"]["fd_means_4f"], rel=1e-9)}
-    with pytest.raises(evaluate.EvaluationError, match="it cannot be extrapolated"):
+    with pytest.raises(ProtocolError, match="it cannot be extrapolated"):
         evaluate.evaluate(*sets, whole, extrapolate=True)
+    before = Means.clips
+    few = Protocol("fd_means_4f", "", "means", frames=4, limit=23)
+    with pytest.raises(
+        ProtocolError, match=r"takes 23 clips, but .* 6 features needs 24: leave it"
+    ):
+        evaluate.evaluate(*sets, few, extrapolate=True)
+    fewer = dict(list(sets[1].items())[:23])
+    with pytest.raises(evaluate.EvaluationError, match="needs 24 clips of each side; there are 23"):
+        evaluate.evaluate(sets[0], fewer, BY, extrapolate=True)
+    assert Means.clips == before
     frames = Protocol("fid", "", "frame_means", frames=2, fake_window="spread")
     result = evaluate.evaluate(*sets, frames)
     assert result["counts"] == {"real_frames": 48, "fake_frames": 48}
@@ -265,9 +276,57 @@ class TestPairs:
         assert result["detectors"]["keypoints"]["real"]["detector"] == "fan"
         with pytest.raises(evaluate.EvaluationError, match="reconstruction uses no keypoints"):
             evaluate.evaluate(clips, clips, "reconstruction", detections=files)
+        assert result["counts"]["keypoints_frames"] == 2
+        np.savez(tmp_path / "other.npz", **{"00": truth + 5})
+        better = evaluate.evaluate(
+            clips, clips, "fomm_reconstruction",
+            detections={"keypoints": (tmp_path / "other.npz", tmp_path / "real.npz")},
+        )  # fmt: skip
+        check_comparable(result, better)
+        np.savez(tmp_path / "other.npz", **{"00": truth + 5, "detector": np.array("another")})
+        worse = evaluate.evaluate(
+            clips, clips, "fomm_reconstruction",
+            detections={"keypoints": (tmp_path / "other.npz", tmp_path / "real.npz")},
+        )  # fmt: skip
+        with pytest.raises(ProtocolError, match=r"None.* and .*another"):
+            check_comparable(result, worse)
         np.savez(tmp_path / "fake.npz", other=truth)
         with pytest.raises(evaluate.EvaluationError, match="keypoints: 1 clips have no detections"):
             evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
+        np.savez(tmp_path / "real.npz", other=truth)
+        with pytest.raises(
+            evaluate.EvaluationError, match=r"real\.npz must have the 1 clips .* other is only"
+        ):
+            evaluate.evaluate(clips, clips, "fomm_reconstruction", detections=files)
+
+    def test_wrong_detections_cost_no_embedding(self, sets, tmp_path):
+        by = Protocol("fd", "", "means", frames=4, detections=("identity",))
+        rows = {name[:-4]: np.ones((7, 3)) for name in sets[1]}
+        np.savez(tmp_path / "fake.npz", **rows)
+        np.savez(tmp_path / "real.npz", **rows)  # lacks two of the real ones
+        files = {"identity": (tmp_path / "fake.npz", tmp_path / "real.npz")}
+        with pytest.raises(
+            evaluate.EvaluationError, match=r"the 13 clips of the real .* 11 is only"
+        ):
+            evaluate.evaluate(*sets, by, detections=files)
+        assert Means.clips == 0
+        for name in ("11.npy", "12.npy"):
+            sets[0][name].write_bytes(b"broken")
+        result = evaluate.evaluate(*sets, by, detections=files)
+        assert list(result["scores"]) == ["fd", "aed", "csim", "missed"]
+        assert result["scores"]["csim"] == pytest.approx(1)
+        assert result["counts"]["identity_frames"] == 77
+
+    def test_names(self, tmp_path):
+        """A folder's dot is part of its name; two videos of one name are refused."""
+        clips = write_clips(tmp_path / "real", 2, 0, 2)
+        named = {"v.1": clips["00.npy"], "v.2": clips["01.npy"]}
+        assert evaluate.evaluate(named, named, "reconstruction")["counts"] == {"videos": 2}
+        twice = {"a.npy": clips["00.npy"], "a.mp4": clips["01.npy"]}
+        with pytest.raises(
+            evaluate.EvaluationError, match=r"generated videos a\.mp4 and a\.npy are"
+        ):
+            evaluate.evaluate({"a.npy": clips["00.npy"]}, twice, "reconstruction")
 
 
 class TestProtocols:
@@ -373,8 +432,9 @@ class TestCommand:
         sets[1]["00.npy"].unlink()
         with pytest.raises(ProtocolError, match="fake_clips: 11 and 10"):
             run("--against", str(file))
-        with pytest.raises(UsageError, match="no score fvd: there are fd_effnetlite0_16f"):
-            run("--fail-above", "fvd=3")
+        assert run("--fail-below", "recall=0", "--fail-below", "-1") == 0
+        assert run("--fail-below", "precision=1.1") == 1
+        assert "FAILED: precision is" in capsys.readouterr().out
 
     def test_refuses(self, run, tmp_path, capsys):
         for line, message in (
@@ -427,8 +487,11 @@ class TestCommand:
 
     def test_a_mistaken_limit_or_comparison_costs_no_result(self, run, sets, tmp_path, capsys):
         file = tmp_path / "result.json"
-        with pytest.raises(UsageError, match="no score fvd"):
-            run("--fail-above", "fvd=3", "--output", str(file))
+        for option in ("--fail-above", "--fail-below"):
+            with pytest.raises(UsageError, match=r"no score fvd: fd_eff.* has fd_eff.*, kvd, prec"):
+                run(option, "fvd=3")
+        assert Means.clips == 0  # before anything was embedded
+        assert run("--output", str(file)) == 0
         result = json.loads(file.read_text())
         assert result["counts"] == {"real_clips": 13, "fake_clips": 11}
         result["protocol"]["frames"] = 5
@@ -436,7 +499,10 @@ class TestCommand:
         before = Means.clips
         with pytest.raises(ProtocolError, match=r"protocol\.frames: 5 and 4"):
             run("--against", str(file))
-        assert Means.clips == before  # before anything was embedded
+        assert Means.clips == before
+        file.write_text(json.dumps({"scores": {}, "protocols": []}))
+        with pytest.raises(UsageError, match="is of lightning test, whose videos never were files"):
+            run("--against", str(file))
 
     def test_lists_protocols(self, capsys):
         assert commands.run("evaluate", ["--list"], "lmdvid") == 0

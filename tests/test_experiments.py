@@ -1,5 +1,6 @@
 """Every experiment's file is parsed and its model, data, loggers and callbacks are built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,57 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lmdvid.cli import build_cli
+from lmdvid.cli import build_cli, main
+from lmdvid.video import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+TINY = """
+model: {init_args: {size: 32, dim: 16, directions: 3, width: 0.02}}
+data: {init_args: {root: clips, size: 32, num_workers: 0}}
+trainer:
+  accelerator: cpu
+  devices: 1
+  strategy: auto
+  enable_progress_bar: false
+  logger:
+    class_path: lightning.pytorch.loggers.CSVLogger
+    init_args: {save_dir: runs, name: lia_taichi}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*bf16.*")
+def test_an_experiment_is_tested(tmp_path, monkeypatch, capsys):
+    """Its protocols score two tiny clips: in half precision, by their own and another's motion."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LMDVID_WEIGHTS", raising=False)
+    for index in range(2):
+        video = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
+        write_video(Path("clips", "test", f"video{index}#0#15.mp4"), video, 10)
+    Path("tiny.yaml").write_text(TINY)
+    line = ["test", "--config", str(ROOT / "experiments/lia_taichi.yaml"), "--config", "tiny.yaml"]
+    assert main(line) == 0
+    assert (
+        "left out, without their weights: lia_reconstruction, cross_ide" in capsys.readouterr().out
+    )
+    (file,) = tmp_path.glob("runs/lia_taichi/*/scores.json")
+    stored = json.loads(file.read_text())
+    results = {result["protocol"]["name"]: result for result in stored["protocols"]}
+    assert results["reconstruction"]["counts"] == {"videos": 2}
+    assert results["cross_identity_effnetlite0"]["counts"] == {"real_frames": 32, "fake_frames": 32}
+    assert set(stored["left_out"]) == {"lia_reconstruction", "cross_identity"}
+    scores = stored["scores"]
+    # The protocol's mean has the source frame, too.
+    assert scores["ssim"] == pytest.approx(scores["reconstruction_ssim"], rel=0.1)
+    assert scores["cross_identity_effnetlite0"] > 0
+    capsys.readouterr()
+    assert main([*line, "--data.init_args.cross", "false"]) == 1
+    error = capsys.readouterr().err
+    assert "compares videos that another's motion drives, which this data does not give" in error
+    assert "Traceback" not in error
 
 
 def test_there_are_experiments():

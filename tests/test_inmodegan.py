@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
+from lmdvid.generate import Plan, generate
 from lmdvid.networks.inmodegan import (
     Codes,
     Discriminators,
@@ -515,7 +517,6 @@ def test_predictions_are_named_by_index(tmp_path):
 def test_scores_and_samples(tmp_path):
     """The distance is that of the same videos, embedded by hand; a second epoch's as well."""
     from lmdvid.callbacks import SampleVideos
-    from lmdvid.generate import Plan, generate
     from lmdvid.metrics.frechet import frechet_distance
     from lmdvid.networks.features import EfficientNetClips
     from lmdvid.video import probe
@@ -556,6 +557,30 @@ def test_scores_and_samples(tmp_path):
     torch.testing.assert_close(torch.cat(compared["real"]), real)
     torch.testing.assert_close(torch.cat(compared["fake"]), fake)
     assert probe(tmp_path / "out" / "sample.mp4").frames == 6
+
+
+@pytest.mark.parametrize("shares", [[[3, 1]], [[2, 1], [2]], [[2], [1], [1]]])
+def test_the_same_videos_on_any_number_of_processes(shares, monkeypatch):
+    """Clip n of process r of w stands against video n w + r, whatever the batches are."""
+    monkeypatch.setattr(InMoDeGAN, "log", lambda *args, **options: None)
+    monkeypatch.setattr(InMoDeGAN, "log_dict", lambda *args, **options: None)
+    task = InMoDeGAN(**SMALL).eval()
+    drawn = {}
+    for rank, batches in enumerate(shares):
+        task._trainer = types.SimpleNamespace(
+            sanity_checking=False, world_size=len(shares), global_rank=rank
+        )
+        task.on_test_epoch_start()
+        count = 0
+        for index, size in enumerate(batches):
+            batch = {"video": torch.zeros(size, 6, 3, 32, 32)}
+            for video in task.test_step(batch, index)["compared"]["noise"][0]:
+                drawn[count * len(shares) + rank] = video
+                count += 1
+    clips = range(sum(map(sum, shares)))
+    assert sorted(drawn) == list(clips)
+    expected = generate(task.generator_ema.network, Plan(frames=6), clips)
+    torch.testing.assert_close(torch.stack([drawn[clip] for clip in clips]), expected)
 
 
 @pytest.mark.slow

@@ -282,6 +282,14 @@ class TestKernelDistance:
         assert self.value(a, b, **two, gamma=1.0) == pytest.approx(2436.5)
         assert self.value(a, b, biased=True) == pytest.approx(23088.0833333)
 
+    def test_subsets_do_not_depend_on_the_order(self):
+        real, fake = torch.randn(60, 3), torch.randn(50, 3)
+        one, two = (
+            self.value(*sides, subsets=3, subset_size=20)
+            for sides in ((real, fake), (real.flip(0), fake.roll(7, 0)))
+        )
+        assert one == two
+
     def test_subsets(self):
         real, fake = normal(60, 3), normal(50, 3, 1) + 0.2
         options = {"subsets": 40, "subset_size": 30}

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from data_modules import puppetry
 from data_modules.puppets import Puppets
-from lmdvid.callbacks import ProbeScores, StoreScores
+from lmdvid.callbacks import ProbeScores, SampleVideos, ScoresError, StoreScores
 from lmdvid.evaluate import evaluate
 from lmdvid.metrics import protocols
 from lmdvid.metrics.detections import DetectionsError
-from lmdvid.metrics.probe import PictureProbe, leakage
+from lmdvid.metrics.probe import PictureProbe, ProbeError, leakage
 from lmdvid.metrics.protocols import Protocol, ProtocolError, check_comparable
 from lmdvid.networks import WeightsError
 from lmdvid.networks.features import VideoFeatures, published
@@ -215,7 +215,11 @@ def test_protocols_give_what_evaluating_folders_gives(testing, tmp_path, quick):
     assert "cross_csim" not in scores
     assert stored["scores"] == pytest.approx(scores)
     assert stored["clips"] == 6
-    assert results["clips"]["frames_given"] == [FRAMES, FRAMES]
+    given = {
+        name: results["clips"][name] for name in ("split", "codec", "size_given", "frames_given")
+    }
+    assert given == {"split": "test", "codec": "none: generated frames are compared as they are",
+                     "size_given": ["32 x 32"], "frames_given": [FRAMES, FRAMES]}  # fmt: skip
     with pytest.raises(ProtocolError, match=r"real_content: .* frames_given: "):
         check_comparable(results["clips"], expected)
     check_comparable(results["clips"], json.loads(json.dumps(results["clips"])))
@@ -260,8 +264,74 @@ def test_installed_detectors_are_asked(testing, tmp_path, monkeypatch, quick):
     with pytest.raises(DetectionsError, match="no_such: No module named"):
         run(Task("driving"), Data([], named), tmp_path,
             StoreScores(path, ["cross"], detectors={"identity": "nowhere.no_such"}))  # fmt: skip
-    with pytest.raises(ValueError, match="no detectors of faces; possible are keypoints and"):
-        StoreScores(detectors={"faces": "my_faces.embed"})
+    with pytest.raises(DetectionsError, match="no detector of keypoints, but of identity"):
+        StoreScores(protocols=["cross"], detectors={"keypoints": "no.such"})
+
+
+def test_nothing_found_costs_only_its_own_scores(testing, tmp_path, monkeypatch, quick):
+    (tmp_path / "blind.py").write_text(
+        "import numpy as np\ndef embed(frames):\n    return np.full((len(frames), 3), np.nan)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
+    path = tmp_path / "scores.json"
+    store = StoreScores(str(path), ["cross"], detectors={"identity": "blind.embed"})
+    with pytest.raises(ScoresError, match=r"no aed, csim, missed: Identity.* no frame has a face"):
+        run(Task("driving"), Data([], named), tmp_path, store)
+    (result,) = json.loads(path.read_text())["protocols"]
+    assert result["scores"]["cross"] > 0
+    assert result["scores"]["csim"] is None
+    store = StoreScores(str(path), published=["cross"], detectors={"identity": "blind.embed"})
+    run(Task("driving"), Data([], named), tmp_path, store)  # may be left out
+    assert "no frame has a face" in json.loads(path.read_text())["left_out"]["cross"]
+
+
+def test_limits_fail_the_test_after_storing(testing, tmp_path, quick):
+    class Endless(Task):
+        def test_step(self, batch, batch_idx):
+            self.log("test/endless", math.inf, batch_size=2)
+            return super().test_step(batch, batch_idx)
+
+    named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
+    path = tmp_path / "scores.json"
+    limits = {"fail_above": {"constant": 3.5}, "fail_below": {"reconstruction_psnr": 1.0}}
+    run(
+        Endless("still"),
+        Data([], named),
+        tmp_path,
+        StoreScores(str(path), ["reconstruction"], **limits),
+    )
+    stored = path.read_text()
+    assert json.loads(stored)["scores"]["endless"] is None
+    assert "Infinity" not in stored
+    path.unlink()
+    limits = {
+        "fail_above": {"constant": 2.5, "nosuch": 1},
+        "fail_below": {"reconstruction_ssim": 2},
+    }
+    with pytest.raises(ScoresError) as failed:
+        run(
+            Task("still"),
+            Data([], named),
+            tmp_path,
+            StoreScores(str(path), ["reconstruction"], **limits),
+        )
+    for line in ("constant is 3, the highest value allowed is 2.5", "there is no score nosuch",
+                 "the lowest value allowed is 2"):  # fmt: skip
+        assert line in str(failed.value)
+    assert json.loads(path.read_text())["scores"]["constant"] == 3
+
+
+def test_panels_of_a_test_are_kept_only_to_be_written(testing, tmp_path):
+    samples = SampleVideos()
+    kept = []
+
+    class Kept(L.Callback):
+        def on_test_epoch_end(self, trainer, module):
+            kept.append(len(samples._rows))
+
+    run(Task("still"), Data([], testing), tmp_path, Kept(), samples)
+    assert kept == [0]
 
 
 def test_missing_weights_are_named_or_refused_early(testing, tmp_path, capsys, quick, monkeypatch):
@@ -295,13 +365,22 @@ def test_what_cannot_be_compared(testing, tmp_path, quick):
 
     named = [{**clip, "key": str(index)} for index, clip in enumerate(testing)]
     for name, message in (
-        ("reconstruction", "videos of the kind own, but Noise with this data gives noise$"),
-        ("cross", "the kind other, but Noise .* gives noise; give data.init_args.cross true"),
+        ("reconstruction", "videos of the kind own, but Noise gives noise; leave the protocol out"),
+        ("cross", "the kind other, but Noise gives noise; leave the protocol out"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ProtocolError, match=message):
             run(Noise("still"), Data([], named), tmp_path, StoreScores(protocols=[name]))
+
+    class Untouched(Task):
+        def test_step(self, batch, batch_idx):
+            raise AssertionError("nothing is generated")
+
+    alone = [{k: v for k, v in clip.items() if k != "cross_driving"} for clip in named]
+    with pytest.raises(ProtocolError, match=r"cross compares .* set data.init_args.cross true"):
+        run(Untouched("still"), Data([], alone), tmp_path, StoreScores(protocols=["cross"]))
     path = tmp_path / "scores.json"
-    run(Noise("still"), Data([], named[:2]), tmp_path, StoreScores(str(path), ["clips"]))
+    with pytest.raises(ScoresError, match="at least 4 of each are needed"):
+        run(Noise("still"), Data([], named[:2]), tmp_path, StoreScores(str(path), ["clips"]))
     assert "at least 4 of each are needed" in json.loads(path.read_text())["left_out"]["clips"]
 
 
@@ -343,14 +422,14 @@ def test_two_processes_score_as_one(tmp_path, quick):
 
 def test_probe_needs_what_is_known(testing, tmp_path):
     unknown = [{"video": testing[0]["video"]}]
-    with pytest.raises(ValueError, match="needs identity and pose in every batch"):
+    with pytest.raises(ProbeError, match="needs identity and pose in every batch"):
         run(Task("truth"), Data(unknown, testing), tmp_path, ProbeScores())
 
 
 def test_probe_that_can_read_nothing(training, testing, tmp_path):
     generator = torch.Generator().manual_seed(0)
     noise = [{**c, "pose": torch.randn(c["pose"].shape, generator=generator)} for c in training[:8]]
-    with pytest.raises(ValueError, match="of 8 identities are too few to read any pose"):
+    with pytest.raises(ProbeError, match="of 8 identities are too few to read any pose"):
         run(Task("truth"), Data(noise, testing), tmp_path, ProbeScores())
 
 
@@ -363,7 +442,7 @@ def test_probe_finds_what_is_linear():
     assert probe.readable.tolist() == [True, True, False]
     predicted = probe._predict(features)[:, probe.readable]
     torch.testing.assert_close(predicted, probe.normalise(targets), atol=0.1, rtol=0)
-    with pytest.raises(ValueError, match="4 groups of pictures or more, not 3"):
+    with pytest.raises(ProbeError, match="4 groups of pictures or more, not 3"):
         probe.fit(features, targets, torch.arange(200) % 3)
 
 

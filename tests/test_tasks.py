@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lmdvid import losses
 from lmdvid.callbacks import PredictionVideos, SampleVideos, moments, stack
@@ -339,6 +340,23 @@ def test_scores_are_what_they_say():
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     ssim = reconstruction_scores(flat[0], flat[1], video[:, 0].double())["ssim"].item()
     assert ssim == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*bf16.*")
+def test_scores_are_exact_in_half_precision_and_pass_over_single_frames(tmp_path):
+    """SSIM of what bf16-mixed made, computed in float32; a clip of one frame counts for nothing."""
+    made = []
+
+    class Made(L.Callback):
+        def on_test_batch_end(self, trainer, module, outputs, batch, *args):
+            made.append([v[:, 1:].flatten(0, 1) / 2 + 0.5 for v in outputs["compared"]["own"]])
+
+    clips = [Squares(1, frames, cross=True)[0] for frames in (5, 1)]
+    run = trainer(tmp_path, callbacks=[Made()], precision="bf16-mixed")
+    run.test(LIA(**SMALL), DataLoader(clips, batch_size=1), verbose=False)
+    expected = structural_similarity_index_measure(*made[0], data_range=1.0)
+    assert run.callback_metrics["test/ssim"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert run.callback_metrics["test/cross_ssim"].isfinite()
 
 
 def test_samples_and_scores_reach_the_loggers(tmp_path):

@@ -607,6 +607,14 @@ class TestPublishedFiles:
         with pytest.raises(WeightsError, match=r"nowhere\.pt does not exist"):
             i3d.I3DClips(tmp_path / "nowhere.pt")
 
+    def test_a_folder_may_lack_what_a_package_holds(self, tmp_path):
+        entry = published.LPIPS_ALEX
+        assert entry.find(tmp_path) == entry.find()
+        (tmp_path / entry.file).write_bytes(b"another")
+        assert entry.find(tmp_path) == tmp_path / entry.file
+        with pytest.raises(WeightsError, match=r"nothing\.pth does not exist"):
+            entry.find(tmp_path / "nothing.pth")
+
     def test_packaged_files_are_as_published(self):
         for entry in published.PUBLISHED:
             if entry.package:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HELP = "score a folder of generated videos against real ones by a named protocol"
 EPILOG = (
     "Several processes share the work: torchrun --nproc-per-node 4 -m lmdvid evaluate ... "
-    "Exit code 1 where --fail-above is exceeded. Protocols: lmdvid evaluate --list"
+    "Exit code 1 where a limit is exceeded. Protocols: lmdvid evaluate --list"
 )
 
 
@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[SCORE=]VALUE",
         help="exit code 1 where a score, the first one unless named, is above; may be repeated",
     )
+    add(
+        "--fail-below",
+        action="append",
+        default=[],
+        type=_limit,
+        metavar="[SCORE=]VALUE",
+        help="the same where it is below: for scores that are better the higher they are",
+    )
     add("--against", metavar="FILE", help="JSON of an earlier result of the same protocol")
     add("--batch-size", type=int, default=8, metavar="N", help="clips at once (%(default)s)")
     add("--workers", type=int, default=0, metavar="N", help="processes that decode (%(default)s)")
@@ -59,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score, show and store; compare with a limit and with an earlier result."""
-    from lmdvid.metrics.protocols import PROTOCOLS, check_comparable, protocol
+    from lmdvid.metrics.protocols import PROTOCOLS, beyond, check_comparable, protocol
 
     if options.list:
         width = max(map(len, PROTOCOLS))
@@ -73,6 +81,13 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             option = f"--{name.replace('_', '-')}"
             parser.error(f"argument {option}: must be {least} or more")
     by = protocol(options.protocol)
+    known = [name for names in by.scores(options.extrapolate).values() for name in names]
+    above, below = (
+        {name or known[0]: value for name, value in limits}
+        for limits in (options.fail_above, options.fail_below)
+    )
+    if unknown := (set(above) | set(below)) - set(known):
+        raise UsageError(f"no score {', '.join(sorted(unknown))}: {by.name} has {', '.join(known)}")
     earlier = _earlier(options.against) if options.against else None
     if earlier is not None:  # before an hour of work, where that can be told
         check_comparable({"protocol": earlier.get("protocol")}, {"protocol": by.describe()})
@@ -121,14 +136,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             print(f"wrote {options.output}")
         if options.wandb:
             _log(options.wandb, result)
-    limits = {name or next(iter(scores)): value for name, value in options.fail_above}
-    if unknown := set(limits) - set(scores):
-        raise UsageError(f"no score {', '.join(unknown)}: there are {', '.join(scores)}")
-    exceeded = [
-        f"{name} is {_number(scores[name])}, the limit is {limit:g}"
-        for name, limit in limits.items()
-        if (value := scores[name]) is None or value > limit
-    ]
+    exceeded = beyond(scores, above, below)
     for line in exceeded if rank == 0 else ():
         print(f"FAILED: {line}")
     return int(bool(exceeded))
@@ -150,8 +158,15 @@ def _earlier(path: str) -> dict[str, Any]:
         result = json.loads(Path(path).read_text())
         if not isinstance(result["scores"], dict):
             raise ValueError
+        if "protocols" not in result:
+            result["protocol"]["name"]
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is no result of lmdvid evaluate --output") from None
+    if "protocols" in result:
+        raise UsageError(
+            f"{path} is of lightning test, whose videos never were files: give the result of an "
+            "earlier lmdvid evaluate --output"
+        )
     return result
 
 
@@ -202,6 +217,8 @@ def _show(result: dict[str, Any], earlier: dict[str, Any] | None) -> None:
     if bias := result["bias"]:
         expected = f"{bias['expected']:.4g}: " if "expected" in bias else ""
         print(f"bias of N: {expected}{bias['note']}")
+        if "fewer" in bias:
+            print(bias["fewer"])
     if result["real_from_cache"]:
         print("real statistics: from the cache, no real clip was decoded")
     for side, report in result["sets"].items():

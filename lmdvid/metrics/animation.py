@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lmdvid.metrics.samples import ExactMetric
+from lmdvid.metrics.samples import ExactMetric, TooFewError
+from lmdvid.ops.precision import exact
 
 Reduction = Literal["video", "frame"]
 
@@ -25,7 +26,7 @@ class ReconstructionScores(ExactMetric):
         kwargs: Of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: Unknown reduction; from `compute`: no video at all.
+        ValueError: Unknown reduction; from `compute`, `TooFewError`: no video.
     """
 
     count: Tensor
@@ -62,10 +63,12 @@ class ReconstructionScores(ExactMetric):
             parts = zip(*(video.split(16) for video in pair), strict=True)  # of long videos, too
             self.add_video(torch.cat([self.frame_scores(*part) for part in parts]))
 
-    @torch.no_grad()
     def frame_scores(self, video: Tensor, truth: Tensor) -> Tensor:
         """Return the scores (T, len(names)) of frames (T, 3, H, W): a part of a long video."""
-        video, truth = video.float().clamp(-1, 1), truth.float()
+        with exact(video.device):  # autocast would blur in bfloat16
+            return self._frame_scores(video.float().clamp(-1, 1), truth.float())
+
+    def _frame_scores(self, video: Tensor, truth: Tensor) -> Tensor:
         gap = (video - truth) / 2
         # On [0, 1]: SSIM is not indifferent to a shift, and on [-1, 1] lower.
         ssim = structural_similarity_index_measure(
@@ -75,8 +78,7 @@ class ReconstructionScores(ExactMetric):
         error = gap.square().flatten(1).mean(1).clamp(min=1e-10)
         scores = [gap.abs().flatten(1).mean(1), -10 * error.log10(), ssim.view(-1)]
         if (lpips := self._lpips[0]) is not None:
-            parts = zip(video.split(16), truth.split(16), strict=True)
-            scores.append(torch.cat([lpips(*pair) for pair in parts]))
+            scores.append(lpips(video, truth))
         return torch.stack(scores, dim=1)
 
     def add_video(self, scores: Tensor) -> None:
@@ -90,7 +92,7 @@ class ReconstructionScores(ExactMetric):
     def compute(self) -> dict[str, Tensor]:
         """Return the mean scores by name, float64 scalars."""
         if self.count == 0:
-            raise ValueError("ReconstructionScores: no video was compared")
+            raise TooFewError("ReconstructionScores: no video was compared")
         return dict(zip(self.names, self.totals / self.count, strict=True))
 
 
@@ -104,7 +106,7 @@ class KeypointScores(ExactMetric):
     that say "distance" may mean.
 
     Raises:
-        ValueError: From `compute`: no frame has a point in the truth.
+        TooFewError: From `compute`: no frame has a point in the truth.
     """
 
     totals: Tensor
@@ -142,10 +144,14 @@ class KeypointScores(ExactMetric):
         frames, with_truth = (shared > 0).sum(), true.any(1).sum().to(self.totals.device)
         self.counts = self.counts + torch.stack([frames, with_truth, frames])
 
+    def true_frames(self) -> int:
+        """Return the number of frames with a point in the truth."""
+        return int(self.counts[1])
+
     def compute(self) -> dict[str, Tensor]:
         """Return `akd`, `mkr`, `euclidean`: float64 scalars, NaN where no frame counts."""
         if self.counts[1] == 0:
-            raise ValueError("KeypointScores: no frame has a key point in the truth")
+            raise TooFewError("KeypointScores: no frame has a key point in the truth")
         return dict(zip(("akd", "mkr", "euclidean"), self.totals / self.counts, strict=True))
 
 
@@ -158,7 +164,7 @@ class IdentityScores(ExactMetric):
     three; `missed` is the share of the truth's faces that the prediction lacks.
 
     Raises:
-        ValueError: From `compute`: no frame has a face in the truth.
+        TooFewError: From `compute`: no frame has a face in the truth.
     """
 
     totals: Tensor
@@ -196,10 +202,14 @@ class IdentityScores(ExactMetric):
         both, all_true = torch.tensor(len(a), device=device), true.sum()
         self.counts = self.counts + torch.stack([both, both, both, all_true])
 
+    def true_frames(self) -> int:
+        """Return the number of frames with a face in the truth."""
+        return int(self.counts[3])
+
     def compute(self) -> dict[str, Tensor]:
         """Return `aed`, `euclidean`, `csim`, `missed`: float64 scalars."""
         if self.counts[3] == 0:
-            raise ValueError("IdentityScores: no frame has a face in the truth")
+            raise TooFewError("IdentityScores: no frame has a face in the truth")
         names = ("aed", "euclidean", "csim", "missed")
         return dict(zip(names, self.totals / self.counts, strict=True))
 

@@ -1,5 +1,6 @@
 """A protocol's scores of videos in memory, as a task makes them, batch by batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from lmdvid.metrics.animation import IdentityScores, KeypointScores, ReconstructionScores
 from lmdvid.metrics.detections import SCORES, Detector, load_detector
 from lmdvid.metrics.protocols import NETWORKS, Protocol, Side
+from lmdvid.metrics.samples import TooFewError
 from lmdvid.metrics.sets import SetScores
 from lmdvid.networks.features.frozen import VideoFeatures
 from lmdvid.networks.features.lpips import LPIPS
@@ -111,8 +113,8 @@ class BatchScores:
     def compute(self) -> dict[str, Any]:
         """Return the result, in the form of `lmdvid.evaluate.evaluate`.
 
-        Raises:
-            ValueError: There are too few videos, or no score of them.
+        Scores for which there are too few videos, or too little in them, are None; `missing` says
+        why, by their names.
         """
         result: dict[str, Any] = {
             "scores": {},
@@ -120,21 +122,38 @@ class BatchScores:
             "network": self.sets.describe() if self.sets else None,
             "weights": self.weights,
             "detectors": self.detectors,
-            "counts": {},
+            "counts": self.sets.counts() if self.sets else {},
             "bias": None,
+            "missing": {},
         }
-        if self.sets:
-            result["scores"] |= self.sets.compute()
-            result["counts"] |= self.sets.counts()
+        for part, names in self.by.scores().items():
+            scores: dict[str, float | None] = dict.fromkeys(names)
+            try:
+                scores |= self._compute(part, result)
+            except TooFewError as error:  # the same in every process
+                result["missing"] |= dict.fromkeys(names, str(error))
+            result["scores"] |= {
+                name: value if value is not None and math.isfinite(value) else None
+                for name, value in scores.items()
+            }
+        return result
+
+    def _compute(self, part: str, result: dict[str, Any]) -> dict[str, float]:
+        counts = result["counts"]
+        if part == "sets" and self.sets:
+            scores = self.sets.compute()
             result["bias"] = self.sets.bias()
-        if self.pixels:
-            result["scores"] |= {name: v.item() for name, v in self.pixels.compute().items()}
+            return scores
+        if part == "pixels" and self.pixels:
+            values = self.pixels.compute()
             with self.pixels.sync_context():
                 counted = "videos" if self.by.pixels == "video" else "frames"
-                result["counts"][counted] = int(self.pixels.count)
-        for kind in self.by.detections:
-            result["scores"] |= dict.fromkeys(SCORES[kind])
-            if kind in self._detected:
-                values = self._detected[kind][1].compute()
-                result["scores"] |= {name: values[name].item() for name in SCORES[kind]}
-        return result
+                counts[counted] = int(self.pixels.count)
+            return {name: value.item() for name, value in values.items()}
+        if part in self._detected:
+            metric = self._detected[part][1]
+            values = metric.compute()
+            with metric.sync_context():
+                counts[f"{part}_frames"] = metric.true_frames()
+            return {name: values[name].item() for name in SCORES[part]}
+        return {}

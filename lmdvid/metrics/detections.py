@@ -1,6 +1,7 @@
 """What detectors find in frames: read from files, or asked of a detector that is installed."""
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from hashlib import sha256
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmdvid.npz import load_arrays
+from lmdvid.video import IMAGE_SUFFIXES, without_suffix
 
 _LARGEST = 1 << 31  # bytes, of all arrays of a file
 _MOST_FRAMES = 1_000_000  # of a clip
@@ -69,23 +71,29 @@ def load_detector(name: str) -> tuple[Detector, dict[str, str]]:
 def load_detections(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what a detector found.
 
-    An `.npz` has an array for each clip, named after it: (T, K, 2) key points or (T, D)
-    embeddings, NaN for what is missing; it may have a text `detector`. A `.csv` has the columns
-    `clip`, `frame` and then the values of a row (x0, y0, x1, y1, ... or the embedding), empty
-    where missing; frames that have no row are missing as a whole.
+    Clips are named as `lmdvid evaluate` finds them, by their path below the folder of videos. An
+    `.npz` has an array for each clip, named after it: (T, K, 2) key points or (T, D) embeddings,
+    NaN for what is missing; it may have a text `detector`. A `.csv` has the columns `clip`,
+    `frame` and then the values of a row (x0, y0, x1, y1, ... or the embedding), empty where
+    missing; frames that have no row are missing as a whole.
 
     Returns:
-        By clip, its name up to the first dot, float64 arrays: (T, D), or (T, K, 2) of an npz;
+        By clip, its path without the suffix, float64 arrays: (T, D), or (T, K, 2) of an npz;
         and what a result must say of the file: its SHA-256, and the detector where it is named.
 
     Raises:
-        DetectionsError: The file is missing or of another form.
+        DetectionsError: The file is missing or of another form, or two clips have one name.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
         about = {"file": path.name, "sha256": sha256(data).hexdigest()}
-        clips, more = _from_csv(path) if path.suffix == ".csv" else _from_npz(path)
+        found, more = _from_csv(path) if path.suffix == ".csv" else _from_npz(path)
+        clips: dict[str, Tensor] = {}
+        for name, values in found.items():
+            if _name(name) in clips:
+                raise ValueError(f"two clips are called {_name(name)}")
+            clips[_name(name)] = values
     except OSError as error:
         raise DetectionsError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, KeyError) as error:
@@ -112,7 +120,9 @@ def as_points(values: Tensor) -> Tensor:
 
 
 def _name(clip: str) -> str:
-    return Path(clip).name.split(".")[0]
+    stem, suffix = os.path.splitext(Path(clip).as_posix())
+    # Some data sets keep a clip as a picture, its frames side by side.
+    return stem if suffix.lower() in IMAGE_SUFFIXES else without_suffix(stem + suffix)
 
 
 def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,7 +133,7 @@ def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         elif values.ndim not in (2, 3) or values.dtype.kind not in "fiu":
             raise ValueError(f"{name} is {values.shape} {values.dtype}")
         else:
-            clips[_name(name)] = torch.from_numpy(values.astype(np.float64))
+            clips[name] = torch.from_numpy(values.astype(np.float64))
     return clips, about
 
 
@@ -140,7 +150,9 @@ def _from_csv(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             frame = int(line[1])
             if not 0 <= frame < _MOST_FRAMES:
                 raise ValueError(f"line {reader.line_num} names frame {frame}")
-            rows[_name(line[0])][frame] = [float(v) if v else float("nan") for v in line[2:]]
+            if frame in rows[line[0]]:
+                raise ValueError(f"line {reader.line_num} names frame {frame} of {line[0]} again")
+            rows[line[0]][frame] = [float(v) if v else float("nan") for v in line[2:]]
     clips = {}
     for clip, frames in rows.items():
         values = torch.full((max(frames) + 1, len(header) - 2), float("nan"), dtype=torch.float64)

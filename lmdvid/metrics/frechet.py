@@ -140,7 +140,7 @@ class ExtrapolatedFrechetDistance(TwoSampleMetric):
         return distance
 
     def _distance(self) -> Tensor:
-        real, fake = self.rows("real"), self.rows("fake")
+        real, fake = self.drawable("real"), self.drawable("fake")
         largest = min(len(real), len(fake))
         generator = torch.Generator().manual_seed(self.seed)
         inverse = torch.linspace(2 / largest, 1 / largest, self.points, dtype=torch.float64)

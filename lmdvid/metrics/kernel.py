@@ -66,9 +66,9 @@ class KernelDistance(TwoSampleMetric):
         return distance
 
     def _distance(self) -> Tensor:
-        real, fake = self.rows("real"), self.rows("fake")
         if not self.subsets:
-            return self._discrepancy(real, fake)
+            return self._discrepancy(self.rows("real"), self.rows("fake"))
+        real, fake = self.drawable("real"), self.drawable("fake")
         generator = torch.Generator().manual_seed(self.seed)
         parts = [
             self._discrepancy(*(self._draw(rows, generator) for rows in (real, fake)))

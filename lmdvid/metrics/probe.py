@@ -8,6 +8,10 @@ from lmdvid.networks.features import EfficientNetLite0
 _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
+class ProbeError(ValueError):
+    """A probe cannot learn from what it is given; the text says why."""
+
+
 class PictureProbe(nn.Module):
     """Ridge regression from frozen features of pictures to numbers that are known of real ones.
 
@@ -47,11 +51,11 @@ class PictureProbe(nn.Module):
                 that chooses the ridge; for a pose that is to be read off strangers, the identity.
 
         Raises:
-            ValueError: Fewer than four groups.
+            ProbeError: Fewer than four groups.
         """
         names = groups.unique()
         if len(names) < 4:
-            raise ValueError(f"a probe needs 4 groups of pictures or more, not {len(names)}")
+            raise ProbeError(f"a probe needs 4 groups of pictures or more, not {len(names)}")
         held_out = torch.isin(groups, names[::4])
         best = torch.full((), -torch.inf, dtype=torch.float64)
         chosen, self.readable = _RIDGES[-1], targets.new_zeros(targets.shape[1]).bool()

@@ -5,13 +5,13 @@ resized, how many clips, which covariance. A result carries all of it.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 from lmdvid.metrics.animation import Reduction
+from lmdvid.metrics.detections import SCORES
 from lmdvid.networks.features.efficientnet import EfficientNetClips, EfficientNetFrames
 from lmdvid.networks.features.frozen import VideoFeatures
 from lmdvid.networks.features.i3d import I3DClips, TorchScriptI3D
@@ -21,7 +21,7 @@ from lmdvid.networks.features.resnext3d import ResNeXtClips
 Window = Literal["random", "first", "centre", "spread"]
 Side = Literal["real", "fake"]
 
-NETWORKS: dict[str, Callable[[str | Path | None], VideoFeatures]] = {
+NETWORKS: dict[str, type[VideoFeatures]] = {
     "efficientnet": EfficientNetClips,
     "efficientnet_frames": EfficientNetFrames,
     "i3d": I3DClips,
@@ -100,9 +100,34 @@ class Protocol:
         }[window]
         return list(range(start, start + span, self.stride))
 
+    def scores(self, extrapolate: bool = False) -> dict[str, tuple[str, ...]]:
+        """Return the names of its scores by what gives them, in a result's order.
+
+        Args:
+            extrapolate: The distance for infinitely many clips is estimated, too.
+
+        Returns:
+            For `sets`, `pixels`, `keypoints` and `identity`, as far as it uses them.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        if self.features:
+            found["sets"] = (self.name,)
+            # All rows are kept, and compared, only where a limit bounds their number.
+            if self.limit is not None and not NETWORKS[self.features].per_frame:
+                found["sets"] += ("kvd", "precision", "recall")
+            if extrapolate:
+                found["sets"] += (f"{self.name}_extrapolated",)
+        if self.pixels:
+            found["pixels"] = ("l1", "psnr", "ssim", *(("lpips",) if self.lpips else ()))
+        return found | {kind: SCORES[kind] for kind in self.detections}
+
     def describe(self) -> dict[str, Any]:
-        """Return all of it as plain data, for a result."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return all of it as plain data, for a result.
+
+        Its `split` and `codec` are those that it `asks_for`, not those of the videos compared.
+        """
+        found = json.loads(json.dumps(asdict(self)))
+        return found | {"asks_for": {name: found.pop(name) for name in ("split", "codec")}}
 
 
 def _draw(text: str, places: int) -> int:
@@ -235,8 +260,8 @@ def check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
             where the videos came from; says how.
     """
     differences = []
-    for part in ("protocol", "weights", "detectors", "counts", "real_content", "frames_given"):
-        left, right = a.get(part), b.get(part)
+    for part in _SETTING:
+        left, right = (_of_the_setting(part, side.get(part)) for side in (a, b))
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             differences += [
                 f"{part}.{key}: {left.get(key)} and {right.get(key)}"
@@ -247,3 +272,56 @@ def check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
             differences.append(f"{part}: {left} and {right}")
     if differences:
         raise ProtocolError("results that must not be compared: " + "; ".join(differences))
+
+
+_SETTING = (
+    "protocol",
+    "weights",
+    "detectors",
+    "counts",
+    "real_content",
+    "split",
+    "codec",
+    "size_given",
+    "frames_given",
+)
+
+
+def beyond(
+    scores: Mapping[str, float | None],
+    above: Mapping[str, float] | None = None,
+    below: Mapping[str, float] | None = None,
+) -> list[str]:
+    """Say which scores are beyond their limits; one that is missing is.
+
+    Args:
+        scores: By name.
+        above: Highest values that are allowed.
+        below: Lowest values that are allowed.
+
+    Returns:
+        A line for each.
+    """
+    lines = []
+    for limits, kind in ((above or {}, "highest"), (below or {}, "lowest")):
+        for name, limit in limits.items():
+            if name not in scores:
+                lines.append(f"there is no score {name}, only {', '.join(scores)}")
+            elif (value := scores[name]) is None:
+                lines.append(f"{name} is missing, the {kind} value allowed is {limit:g}")
+            elif value > limit if kind == "highest" else value < limit:
+                lines.append(f"{name} is {value:.6g}, the {kind} value allowed is {limit:g}")
+    return lines
+
+
+def _of_the_setting(part: str, value: Any) -> Any:
+    """What may not differ: of detectors' files, not what is in that of the generated videos."""
+    if part != "detectors" or value is None:
+        return value
+    found = {}
+    for kind, about in value.items():
+        if "fake" in about:
+            real = {name: about["real"].get(name) for name in ("sha256", "detector")}
+            about = {"real": real, "fake": about["fake"].get("detector")}
+        found[kind] = about
+    return found

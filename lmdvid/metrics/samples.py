@@ -11,6 +11,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
+class TooFewError(ValueError):
+    """There are too few samples for a score; the text has the numbers."""
+
+
 class ExactMetric(Metric):
     """A metric whose states keep their type whatever precision the model around it is moved to.
 
@@ -106,13 +110,21 @@ class TwoSampleMetric(ExactMetric):
         rows: Tensor | list[Tensor] = getattr(self, f"{side}_rows")
         return dim_zero_cat(rows) if len(rows) else self._no_rows()
 
+    def drawable(self, side: str) -> Tensor:
+        """Return `rows` in an order that depends on neither batches nor processes.
+
+        What is drawn from them at random is then the same however the samples were shared out.
+        """
+        rows = self.rows(side)
+        return rows[rows.sum(1).argsort()]
+
     def _no_rows(self) -> Tensor:
         return torch.zeros(0, self.dim, dtype=torch.float64, device=self.real_count.device)
 
     def _check(self) -> None:
         """Refuse what cannot be computed: in every process, before one of them computes."""
         if min(self.real_count, self.fake_count) < self.minimum:
-            raise ValueError(
+            raise TooFewError(
                 f"{type(self).__name__} needs at least {self.minimum} samples on each side; it "
                 f"has {int(self.real_count)} real and {int(self.fake_count)} generated"
             )

@@ -9,13 +9,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lmdvid.metrics.frechet import ExtrapolatedFrechetDistance, FrechetDistance, expected_distance
 from lmdvid.metrics.kernel import KernelDistance
 from lmdvid.metrics.precision_recall import PrecisionRecall
-from lmdvid.metrics.protocols import Protocol
-from lmdvid.metrics.samples import TwoSampleMetric
+from lmdvid.metrics.protocols import Protocol, ProtocolError
+from lmdvid.metrics.samples import TooFewError, TwoSampleMetric
 from lmdvid.networks.features.frozen import VideoFeatures
-
-
-class TooFewError(ValueError):
-    """A set has too few samples for its scores; the text has the numbers."""
 
 
 class SetScores:
@@ -30,7 +26,8 @@ class SetScores:
         extrapolate: Also estimate the distance for infinitely many clips.
 
     Raises:
-        ValueError: The protocol keeps no rows, which an extrapolation needs.
+        ProtocolError: An extrapolation needs rows, which the protocol does not keep, or more of
+            them than it takes.
     """
 
     def __init__(
@@ -47,12 +44,18 @@ class SetScores:
         # Rows are kept, and compared with each other, only where a limit bounds their number.
         self.keeps_rows = not network.per_frame and by.limit is not None
         if extrapolate and not self.keeps_rows:
-            raise ValueError(f"{by.name} keeps no features: it cannot be extrapolated")
+            raise ProtocolError(f"{by.name} keeps no features: it cannot be extrapolated")
         if self.keeps_rows:
             self.metrics["kvd"] = KernelDistance(network.dim).to(device)
             self.metrics["precision_recall"] = PrecisionRecall(network.dim).to(device)
         if extrapolate:
             metric = ExtrapolatedFrechetDistance(network.dim, by.ddof).to(device)
+            if by.limit is not None and by.limit < metric.minimum:
+                raise ProtocolError(
+                    f"{by.name} takes {by.limit} clips, but an extrapolation in {network.dim} "
+                    f"features needs {metric.minimum}: leave it out, or take a protocol of fewer "
+                    "features, such as fvd2048_16f"
+                )
             self.metrics[f"{by.name}_extrapolated"] = metric
 
     def update(self, clips: Tensor, real: bool) -> None:
@@ -67,6 +70,11 @@ class SetScores:
         found = {"real": self.distance.real_count, "fake": self.distance.fake_count}
         return {f"{side}_{unit}": _total(count) for side, count in found.items()}
 
+    @property
+    def minimum(self) -> int:
+        """Samples that each side must have."""
+        return max(metric.minimum for metric in self.metrics.values())
+
     def compute(self) -> dict[str, float]:
         """Return the scores by name, the protocol's own first.
 
@@ -74,7 +82,7 @@ class SetScores:
             TooFewError: A set has too few samples.
         """
         real, fake = self.counts().values()
-        least = max(metric.minimum for metric in self.metrics.values())
+        least = self.minimum
         if min(real, fake) < least:
             raise TooFewError(
                 f"{self.by.name}: {real} real and {fake} generated samples can be used; at least "
@@ -103,6 +111,11 @@ class SetScores:
                 eigenvalues = self.distance.real_eigenvalues()
             note["expected"] = expected_distance(eigenvalues, real, fake).item()
             note["note"] = "about what as many samples of one and the same distribution would give"
+        if self.by.limit is not None and min(real, fake) < self.by.limit:
+            note["fewer"] = (
+                f"{real} real and {fake} generated clips, not {self.by.limit} of each: not to be "
+                f"compared with what others call {self.by.name}"
+            )
         return note
 
     def describe(self) -> dict[str, Any]:

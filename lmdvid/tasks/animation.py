@@ -15,6 +15,7 @@ from lmdvid.animate import AnimationNetwork
 from lmdvid.losses import PerceptualLoss
 from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
+from lmdvid.ops.precision import exact
 from lmdvid.tasks.adversarial import AdversarialTask, Batch, PredictionError
 from lmdvid.tasks.nonfinite import Policy
 
@@ -150,7 +151,11 @@ class AnimationTask(AdversarialTask):
         video = batch["video"]
         source = video[:, 0]
         result = self._show(source, video, same=True)
-        scores = reconstruction_scores(result[:, 1:], video[:, 1:], source)
+        # A clip of one frame has nothing but its source: it counts for nothing.
+        new = slice(min(1, video.shape[1] - 1), None)
+        counts = int(video.shape[1] > 1)
+        scores = reconstruction_scores(result[:, new], video[:, new], source)
+        self._log_scores(f"{stage}/", scores, batch, counts)
         panels = {"source": source, "driving": video, "result": result}
         compared = {"own": (result, video)}
         if "cross_driving" in batch:
@@ -161,16 +166,20 @@ class AnimationTask(AdversarialTask):
         if "cross_truth" in batch:
             panels["truth"] = batch["cross_truth"]
             cross = reconstruction_scores(result, panels["truth"], source)
-            scores |= {f"cross_{name}": value for name, value in cross.items()}
+            self._log_scores(f"{stage}/cross_", cross, batch)
+        return panels | {"compared": compared}
+
+    def _log_scores(
+        self, prefix: str, scores: dict[str, Tensor], batch: Batch, counts: int = 1
+    ) -> None:
         self.log_dict(
-            {f"{stage}/{name}": value for name, value in scores.items()},
+            {f"{prefix}{name}": value for name, value in scores.items()},
             # Lightning 2.6 averages these over processes as whole numbers, rounding down: so that
             # nothing is lost where shares are uneven, a multiple of their number.
-            batch_size=len(video) * self.trainer.world_size,
+            batch_size=counts * len(batch["video"]) * self.trainer.world_size,
             on_epoch=True,
             sync_dist=True,
         )
-        return panels | {"compared": compared}
 
 
 def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict[str, Tensor]:
@@ -187,10 +196,11 @@ def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict
     # SSIM's constants are for pixels from 0 on; on [-1, 1] it comes out lower. It takes many
     # times the memory of the frames: of long clips, a part at a time.
     made, true = ((video.flatten(0, 1) + 1) / 2 for video in (result, truth))
-    parts = [
-        structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
-        for a, b in zip(made.split(64), true.split(64), strict=True)
-    ]
+    with exact(made.device):  # autocast would blur in bfloat16
+        parts = [
+            structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+            for a, b in zip(made.split(64), true.split(64), strict=True)
+        ]
     ssim = torch.stack(cast(list[Tensor], parts)).sum() / len(made)
     return {
         # On a scale of [0, 1], as LIA reports it.

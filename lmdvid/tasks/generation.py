@@ -1,5 +1,6 @@
 """What every task shares that makes videos from noise: its scores, samples and predictions."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -126,19 +127,18 @@ class GenerationTask(AdversarialTask):
     def on_validation_epoch_start(self) -> None:
         """Find out whether the held-out clips have been embedded before."""
         self._embed_real = self.distance is not None and self.distance.real_count == 0
-        self._batch_size = 0
+        self._seen = 0
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""
         self.on_validation_epoch_start()
 
-    def fakes(self, batch: Batch, first: int) -> Tensor:
-        """As many videos as in a batch of held-out clips, of the numbers `first`, `first` + 1, ...
+    def fakes(self, batch: Batch, numbers: Sequence[int]) -> Tensor:
+        """The videos of B numbers, which stand against a batch's B held-out clips.
 
         Returns:
             (B, T, 3, H, W) in [-1, 1].
         """
-        numbers = range(first, first + len(batch["video"]))
         return generate(self.averaged, Plan(frames=self.frames), numbers)
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
@@ -150,9 +150,11 @@ class GenerationTask(AdversarialTask):
         if self.trainer.sanity_checking:
             return None
         real = batch["video"]
-        self._batch_size = max(self._batch_size, len(real))  # the last batch may be smaller
-        first = (batch_idx * self.trainer.world_size + self.global_rank) * self._batch_size
-        fake = self.fakes(batch, first)
+        # As clips are dealt to processes: the same videos on any number of them, each once.
+        places = range(self._seen, self._seen + len(real))
+        self._seen += len(real)
+        world = self.trainer.world_size
+        fake = self.fakes(batch, [place * world + self.global_rank for place in places])
         if stage == "val":
             self._embed(real, fake)
         self.log_dict(

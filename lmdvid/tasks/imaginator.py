@@ -89,10 +89,10 @@ class ImaGINator(GenerationTask):
         """Judge frames, and videos of their classes."""
         return self.discriminator(samples, batch["label"])
 
-    def fakes(self, batch: Batch, first: int) -> Tensor:
+    def fakes(self, batch: Batch, numbers: Sequence[int]) -> Tensor:
         """Imagine each held-out clip from its first frame and class, with the noise of a number."""
         real, label = self._clips(batch)
-        return self._imagine(real[:, 0], range(first, first + len(real)), label)
+        return self._imagine(real[:, 0], numbers, label)
 
     def scores(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """Also how close they come to what really happened, without the frame that was given."""

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmdvid.video.arrays import ARRAY_SUFFIXES
+    from lmdvid.video.arrays import ARRAY_SUFFIXES, without_suffix
     from lmdvid.video.cut import Cut
     from lmdvid.video.frames import centre_square, resize, to_float, to_uint8
     from lmdvid.video.gpu import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lmdvid.video.write import VideoWriter, write_image, write_video
 
 _MODULES = {
-    "arrays": ("ARRAY_SUFFIXES",),
+    "arrays": ("ARRAY_SUFFIXES", "without_suffix"),
     "cut": ("Cut",),
     "frames": ("centre_square", "resize", "to_float", "to_uint8"),
     "gpu": (
@@ -100,6 +100,7 @@ __all__ = [
     "to_float",
     "to_uint8",
     "unfit_for_gpu",
+    "without_suffix",
     "write_image",
     "write_video",
 ]

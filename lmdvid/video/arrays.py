@@ -6,7 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, check_indices
+from lmdvid.video.info import (
+    DEFAULT_FPS,
+    VIDEO_SUFFIXES,
+    VideoInfo,
+    VideoReadError,
+    check_indices,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +24,12 @@ ARRAY_SUFFIXES = frozenset({".npy"})
 def is_array(name: str) -> bool:
     """Whether this is the name of a file that holds an array."""
     return os.path.splitext(name)[1].lower() in ARRAY_SUFFIXES
+
+
+def without_suffix(key: str) -> str:
+    """Drop the suffix of a video or array; a frame folder's dot is part of its name."""
+    stem, suffix = os.path.splitext(key)
+    return stem if suffix.lower() in VIDEO_SUFFIXES | ARRAY_SUFFIXES else key
 
 
 def probe(path: Path) -> VideoInfo:

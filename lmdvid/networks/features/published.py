@@ -54,14 +54,17 @@ class Published:
 
         Args:
             path: The file, or the folder it lies in; None looks into its package, or into the
-                folder named by the environment variable LMDVID_WEIGHTS.
+                folder named by the environment variable LMDVID_WEIGHTS. A file of a package need
+                not be in the folder.
             hint: Another thing that a user can do, for the message.
 
         Raises:
             MissingWeightsError: It is not there.
         """
         folder = os.environ.get(FOLDER)
-        if path is None and self.package:
+        path = None if path is None else Path(path).expanduser()
+        elsewhere = path is None or (path.is_dir() and not (path / self.file).is_file())
+        if elsewhere and self.package:
             name, inner = self.package
             spec = find_spec(name)
             if spec and spec.submodule_search_locations:
@@ -72,7 +75,7 @@ class Published:
         if path is None and not folder:
             looked = f"no path given and {FOLDER} not set"
         else:
-            found = Path(path or str(folder)).expanduser()
+            found = path or Path(str(folder)).expanduser()
             found = found / self.file if found.is_dir() else found
             if found.is_file():
                 return found
