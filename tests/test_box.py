@@ -159,7 +159,8 @@ def test_the_packed_network_moves_a_stranger_with_anothers_motion(tmp_path):
         still, out = tmp_path / f"still_{i}.png", tmp_path / f"{i}.mp4"
         assert cli.main([*line, "--source", str(still), "--output", str(out)]) == 0
         size = probe(out).width
-        truth = resize(read_clip(tmp_path / f"still_{i}_clip_0.mp4", range(25)), size).numpy()
+        truth = resize(read_clip(tmp_path / f"still_{i}_clip_0.mp4", range(25)), size)
+        truth = truth.numpy().astype(float)
         made = read_clip(out, range(25)).numpy().astype(float)
         with Image.open(still) as picture:
             source = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))

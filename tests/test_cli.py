@@ -108,7 +108,7 @@ MISTAKES = {
     "animate --source a --driving b --checkpoint c --output d --crop 1,2,3": ["'face'", "1,2,3"],
     "animate --source a --driving b --checkpoint c --output d --crop 1,2,-3,4": ["--crop"],
     "animate --source a --driving b --checkpoint c --output d --absolute-directions x": ["3,7"],
-    "animate --source a --driv b --checkpoint c --output d": ["--driving"],
+    "animate --source a --driv b --checkpoint c --output d": ["unrecognized", "--driv b"],
     "convert a.pt": ["folder"],
     "doctor --all": ["--all"],
 }
