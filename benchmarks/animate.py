@@ -63,7 +63,7 @@ class Reference:
         self.weights = {k: v.clone().contiguous() for k, v in network.state_dict().items()}
         self.scales = len(network.synthesis.scales)
         self.align_corners = network.config["align_corners"]
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=network.synthesis.constant.dtype)
+        taps = network.synthesis.constant.new_tensor([1.0, 3.0, 3.0, 1.0])
         self.kernel = taps[:, None] * taps / taps.sum() ** 2
 
     def __call__(self, source: Tensor, driving: Tensor, start: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Reference:
             o = self.modulated(h, w, f"{scale}flow.conv", demodulate=False)
             o = o + self.weights[f"{scale}flow.bias"].view(1, 3, 1, 1)
             flow = o if flow is None else o + self.upfirdn(flow, up=2, pad=(2, 1), gain=4)
-            side = torch.linspace(-1, 1, h.shape[-1], dtype=h.dtype)
+            side = torch.linspace(-1, 1, h.shape[-1], dtype=h.dtype, device=h.device)
             grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
             grid = grid + flow[:, :2].tanh().permute(0, 2, 3, 1)
             mask = flow[:, 2:].sigmoid()

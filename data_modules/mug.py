@@ -168,8 +168,8 @@ class MUG(VideoDataModule):
         if self.lists is None:
             return super()._folders(root, training)
         train, test = (root / name for name in self.lists)
-        shared = {self.identity(clip) for _, clip, _ in _rows(train)} & {
-            self.identity(clip) for _, clip, _ in _rows(test)
+        shared = {self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(train)} & {
+            self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(test)
         }
         if shared:
             raise DataError(

@@ -342,8 +342,7 @@ class Animator:
             )
         if (absolute_directions or edit) and not network.directions:
             raise AnimationError(
-                f"the {type(network).__module__.rpartition('.')[2]} network has no motion "
-                "directions: leave the edit and absolute directions out"
+                "this network has no motion directions: leave the edit and absolute directions out"
             )
         if mode == "absolute" and absolute_directions:
             raise AnimationError(

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fit_loop import RestartStage
 
 log = logging.getLogger(__name__)
 
@@ -191,3 +192,25 @@ def newest(
         except (CheckpointError, OSError) as error:
             log.warning("passed over: %s", error)
     return None
+
+
+def continue_epoch(trainer: L.Trainer) -> None:
+    """Begin the next epoch after a checkpoint of an epoch's end; go on with one that was stopped.
+
+    Lightning 2.6 counts neither rightly where steps limit the run. For `on_train_start`.
+    """
+    fit = trainer.fit_loop
+    epoch, batches = fit.epoch_progress, fit.epoch_loop.batch_progress
+    if fit.restarted_on_epoch_end:
+        whole = batches.current.completed >= trainer.num_training_batches
+        if batches.is_last_batch or whole:
+            for count in (epoch.total, epoch.current):
+                count.completed = count.processed
+            fit.epoch_loop.restarting = False
+            fit._restart_stage = RestartStage.NONE
+        else:  # the time or the steps were up in its middle
+            for count in (epoch.total, epoch.current):
+                count.completed = count.processed = count.processed - 1
+            fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH
+    elif fit.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
+        fit._restart_stage = RestartStage.NONE  # saved at its last batch: the next one is a new one

@@ -99,6 +99,9 @@ def read_directions(checkpoint: str | Path, navigator: LatentNavigator) -> Direc
         ]
         marks = torch.tensor(content["basis"])
         measured_on = str(content["measured_on"])
+        lengths = {len(direction.percentiles) for direction in found}
+        if len(found) != navigator.directions or lengths != {len(PERCENTILES)}:
+            raise ValueError("it has other directions or percentiles")
     except (ValueError, KeyError, TypeError) as error:
         raise DirectionsError(f"{path} is damaged ({error}): delete it or measure again") from error
     here = _marks(navigator)

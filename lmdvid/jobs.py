@@ -435,6 +435,9 @@ def _size(path: Path) -> int | None:
 
 
 def _facts_of_checkpoint(path: Path) -> list[Any]:
+    from lmdvid.pretrained import locate
+
+    path = locate(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     facts = [_state(str(file)) for file in files]
     if not facts or None in facts:
@@ -479,13 +482,17 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 class _Watched:
-    """An animation network that tells whenever it has rendered frames."""
+    """An animation network that tells whenever it encodes or renders frames."""
 
     def __init__(self, network: Any, tell: Callable[[], None]):
         self._network, self._tell = network, tell
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
+
+    def encode_motion(self, *args: Any) -> Any:
+        self._tell()
+        return self._network.encode_motion(*args)
 
     def render(self, *args: Any) -> Any:
         self._tell()

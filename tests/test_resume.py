@@ -169,6 +169,47 @@ def test_a_run_that_ends_in_mid_epoch_goes_on_with_any_workers(clips, tmp_path, 
     assert differences(whole, resumed) == []
 
 
+@pytest.mark.parametrize("steps", [BATCHES, BATCHES + 2])
+def test_a_run_whose_steps_were_up_goes_on_with_more(clips, tmp_path, steps):
+    """From what is saved when an epoch has ended, or the run in its middle; twice."""
+    options = {"limit_val_batches": 0}
+    end = 3 * BATCHES + 1
+    whole = fit(tmp_path / "whole", clips, max_steps=end, **options)
+    last = None
+    for i, limit in enumerate((steps, steps + BATCHES, end)):
+        folder = tmp_path / f"last{i}"
+        saved = ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=True)
+        part = fit(
+            tmp_path / f"part{i}", clips, resume=last, callbacks=[saved], max_steps=limit, **options
+        )
+        last = folder / "last.ckpt"
+    assert differences(whole, part) == []
+
+
+def test_averages_are_laid_out_as_their_weights():
+    """A checkpoint of a GPU has channels last; fused Adam reads both in one order."""
+    torch.manual_seed(0)
+    made = []
+    for here in (torch.contiguous_format, torch.channels_last):
+        task = LIA(**SMALL)
+        adam = task._adam(task.generator, 0)
+        for parameter in task.generator.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        adam.step()
+        state = adam.state_dict()
+        for averages in state["state"].values():
+            for name, value in averages.items():
+                if value.ndim == 4:
+                    averages[name] = value.contiguous(memory_format=here)
+        adam.load_state_dict(state)
+        for parameter in task.generator.parameters():
+            parameter.data.zero_()
+            parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float()
+        adam.step()
+        made.append([p.detach().clone() for p in task.generator.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
 def test_what_a_step_draws_depends_on_seed_and_step_alone(clips, tmp_path):
     options = {"max_steps": 2, "limit_val_batches": 0}
     one = fit(tmp_path / "one", clips, **options)

@@ -148,7 +148,10 @@ def data_of(config: Path, changes: list[str]) -> Any:
         argument, sign, value = change.partition("=")
         if not sign:
             raise UsageError(f"--data {change}: give NAME=VALUE, such as root=/path")
-        arguments[argument] = yaml.safe_load(value)
+        try:
+            arguments[argument] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--data {change}: {value!r} is no YAML value") from None
     try:
         kind = getattr(import_module(module), name)
         if not issubclass(kind, LightningDataModule):

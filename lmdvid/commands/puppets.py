@@ -1,6 +1,7 @@
 """``lmdvid puppets``."""
 
 import argparse
+import math
 from pathlib import Path
 
 HELP = "draw puppet pictures and driving clips to try the program with"
@@ -33,9 +34,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for name in ("stills", "clips", "seed"):
         if getattr(options, name) < 0:
             parser.error(f"argument --{name}: must be 0 or more; given {getattr(options, name)}")
-    frames = round(25 * options.seconds)
+    frames = round(25 * options.seconds) if math.isfinite(options.seconds) else 0
     if frames < 1:
-        parser.error(f"argument --seconds: too short for a frame; given {options.seconds}")
+        parser.error(f"argument --seconds: must be a frame or more; given {options.seconds}")
 
     from data_modules import puppetry
     from data_modules.puppet_clips import DEMO_SEED

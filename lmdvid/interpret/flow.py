@@ -17,6 +17,7 @@ mathematical, atan2(-v, u), so that up is 90 degrees.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -147,7 +148,7 @@ def read_flow(path: Path, frames: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     try:
         with np.load(path) as file:
             found = file["positive"], file["negative"]
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, EOFError, TypeError, BadZipFile) as error:
         raise InterpretationError(
             f"{path} is no npz file with `positive` and `negative` flow: {error}"
         ) from None
@@ -156,4 +157,6 @@ def read_flow(path: Path, frames: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
             raise InterpretationError(
                 f"{path} has flow of shape {field.shape}: the sweeps' is {wanted}"
             )
+        if not np.isfinite(field).all():
+            raise InterpretationError(f"{path} has flow that is no number")
     return found

@@ -342,7 +342,8 @@ def name_of(
     """Name a direction by what was measured of it: its factor, or else where it moves to."""
     if scores is not None and factors is not None:
         row = scores.r2[direction]
-        if (best := int(row.argmax())) is not None and row[best] >= _NAMED_BY_FACTOR:
+        best = int(row.argmax())
+        if row[best] >= _NAMED_BY_FACTOR:
             return f"{factors.names[best].replace('_', ' ')}, R² {row[best]:.2f}"
     if motion is None:
         return ""

@@ -133,6 +133,7 @@ def study(
     if not hasattr(network, "navigator"):
         name = type(network).__module__.rpartition(".")[2]
         raise InterpretationError(f"{checkpoint} holds the {name} network: it has no directions")
+    output.mkdir(parents=True, exist_ok=True)
     report = Report("What each motion direction does", f"{checkpoint}: {_describe(network)}")
     if hasattr(network, "sample_codes"):
         if settings.rotate is not None:

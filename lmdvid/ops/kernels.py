@@ -56,11 +56,11 @@ def _places(
     first = tl.load(where + pixel, mask=exists, other=0).to(ACC)
     second = tl.load(where + where_c + pixel, mask=exists, other=0).to(ACC)
     if ALIGN:
-        across = (W - 1).to(ACC) / 2
-        down = (H - 1).to(ACC) / 2
+        across = tl.cast(W - 1, ACC) / 2  # a size of 1 is a constant, which has no `.to`
+        down = tl.cast(H - 1, ACC) / 2
     else:
-        across = W.to(ACC) / 2
-        down = H.to(ACC) / 2
+        across = tl.cast(W, ACC) / 2
+        down = tl.cast(H, ACC) / 2
     if LOGITS:
         third = tl.load(where + 2 * where_c + pixel, mask=exists, other=0).to(ACC)
         mask, rest = _sigmoid(third), _sigmoid(-third)

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lmdvid import losses
+from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
 from lmdvid.tasks import nonfinite as bad_numbers
@@ -223,6 +223,10 @@ class AdversarialTask(L.LightningModule):
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
+    def on_train_start(self) -> None:
+        """Go on in the right epoch."""
+        checkpoints.continue_epoch(self.trainer)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let what a step draws depend on the run's seed, the step and the process alone.
 
@@ -264,7 +268,9 @@ class AdversarialTask(L.LightningModule):
         c = every / (every + 1) if every else 1.0
         beta1, beta2 = self.betas
         betas = (beta1**c, beta2**c)
-        return torch.optim.Adam(network.parameters(), self.lr * c, betas=betas, fused=True)
+        adam = torch.optim.Adam(network.parameters(), self.lr * c, betas=betas, fused=True)
+        adam.register_load_state_dict_post_hook(_lay_out)
+        return adam
 
     def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> bool:
         """Take a step, unless something is not finite; say whether it was taken."""
@@ -276,7 +282,7 @@ class AdversarialTask(L.LightningModule):
             self.manual_backward(loss)
         # The scaler of 16-mixed expects infinite gradients, and deals with them itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            finite = bool(loss.isfinite())
+            finite = self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()))
         else:
             groups = optimizer.param_groups
             finite = bad_numbers.finite_gradient(p for group in groups for p in group["params"])
@@ -313,3 +319,14 @@ class AdversarialTask(L.LightningModule):
     def _log_terms(self, network: str, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
             self.log(f"{network}/{name}", value.detach(), prog_bar=network == "generator")
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Averages as their weights lie in memory: fused Adam reads both in one order.
+
+    A checkpoint may come from a device on which weights are laid out otherwise.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
