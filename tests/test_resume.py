@@ -194,7 +194,7 @@ def test_averages_are_laid_out_as_their_weights():
         task = LIA(**SMALL)
         adam = task._adam(task.generator, 0)
         for parameter in task.generator.parameters():
-            parameter.grad = torch.ones_like(parameter)
+            parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float()
         adam.step()
         state = adam.state_dict()
         for averages in state["state"].values():
@@ -204,7 +204,7 @@ def test_averages_are_laid_out_as_their_weights():
         adam.load_state_dict(state)
         for parameter in task.generator.parameters():
             parameter.data.zero_()
-            parameter.grad = torch.arange(parameter.numel()).view_as(parameter).float()
+            parameter.grad = torch.ones_like(parameter)
         adam.step()
         made.append([p.detach().clone() for p in task.generator.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
