@@ -199,7 +199,7 @@ def continue_epoch(trainer: L.Trainer) -> None:
 
     Lightning 2.6 counts neither rightly where steps limit the run. For `on_train_start`.
     """
-    fit = trainer.fit_loop
+    fit: Any = trainer.fit_loop
     epoch, batches = fit.epoch_progress, fit.epoch_loop.batch_progress
     if fit.restarted_on_epoch_end:
         whole = batches.current.completed >= trainer.num_training_batches
