@@ -298,8 +298,8 @@ def test_the_best_reference_is_the_frame_posed_as_the_source(name, tmp_path):
     [
         ("fomm", {"mode": "avd"}, "'relative' or 'adaptive' or 'absolute', which this"),
         ("lia", {"mode": "adaptive"}, "'relative' or 'absolute', which this"),
-        ("fomm", {"absolute_directions": [0]}, "fomm network has no motion directions"),
-        ("mraa", {"edit": {0: 1.0}}, "mraa network has no motion directions"),
+        ("fomm", {"absolute_directions": [0]}, "this network has no motion directions"),
+        ("mraa", {"edit": {0: 1.0}}, "this network has no motion directions"),
         ("fomm", {"mode": "absolute", "magnitude": 2.0}, "of which there is no multiple"),
         ("mraa", {"mode": "avd", "reference": 1}, "mode avd counts from no reference"),
         ("mraa", {"reference": 9}, "no driving frame 9, counted from 0"),
