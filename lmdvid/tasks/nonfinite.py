@@ -5,7 +5,8 @@ the same averaged gradient, and so decide alike.
 """
 
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,11 +39,44 @@ def poison(loss: Tensor) -> Tensor:
     return loss * torch.where(finite, 1.0, float("nan")).to(loss.dtype)
 
 
-def finite_gradient(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is a number; the host waits for it."""
+def finite_gradient(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether every gradient is a number: a boolean on their device, for which a host may wait."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     # The largest magnitude, not the sum of squares, which overflows where nothing is wrong.
-    return bool(nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite())
+    return nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite()
+
+
+class Watch:
+    """Looks at what steps found when it has reached the host, which waits for no step under way.
+
+    Processes that train together look at the same step at the same moment.
+
+    Args:
+        lag: So many later reports are sent before one is looked at.
+    """
+
+    def __init__(self, lag: int):
+        self.lag = lag
+        self._sent: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[list[float]], None]]]
+        self._sent = deque()
+
+    def send(self, values: Tensor, look: Callable[[list[float]], None]) -> None:
+        """Have `look` called with the values (N,), and with older ones that are due now."""
+        arrived = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)  # to pinned memory
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._sent.append((values, arrived, look))
+        self.look(self.lag)
+
+    def look(self, but: int = 0) -> None:
+        """Look at all that was sent but the last so many; by default the host waits for all."""
+        while len(self._sent) > but:
+            values, arrived, look = self._sent.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            look(values.tolist())
 
 
 class Skipping:
