@@ -13,8 +13,9 @@ from test_tasks import SMALL, Squares, trainer
 from torch.utils.data import DataLoader
 
 from lmdvid.callbacks import ContinuedLog
+from lmdvid.tasks.finite import finite_gradient, poison
 from lmdvid.tasks.lia import LIA
-from lmdvid.tasks.nonfinite import NonFiniteLossError, finite_gradient, poison
+from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),

@@ -15,6 +15,7 @@ from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
 from lmdvid.tasks import nonfinite as bad_numbers
+from lmdvid.tasks.finite import Watch, finite_gradient, poison
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 __all__ = [
@@ -104,7 +105,7 @@ class AdversarialTask(L.LightningModule):
         self.r1 = r1
         self.discriminator_first = discriminator_first
         self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
-        self._watch = bad_numbers.Watch(lag=4)  # the reports of two steps of both networks
+        self._watch = Watch(lag=4)  # the reports of two steps of both networks
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -288,7 +289,7 @@ class AdversarialTask(L.LightningModule):
 
     def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> bool:
         """Take a step, unless something is not finite; say whether it was taken."""
-        loss = bad_numbers.poison(torch.stack(list(terms.values())).sum())
+        loss = poison(torch.stack(list(terms.values())).sum())
         optimizer.zero_grad()
         # Lightning runs this step under autocast, which would reach the backward of the parts
         # that ask for float32.
@@ -300,7 +301,7 @@ class AdversarialTask(L.LightningModule):
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             finite = self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()))
         elif self._skipping is None and self._waits_for_nothing:
-            finite = bad_numbers.finite_gradient(parameters)
+            finite = finite_gradient(parameters)
             # Fused Adam leaves the weights as they are where this is 1.
             optimizer.optimizer.found_inf = finite.logical_not().float()
             step, names, clips = self.global_step, list(terms), batch.get("key")
@@ -313,7 +314,7 @@ class AdversarialTask(L.LightningModule):
             self._watch.send(torch.stack([finite, *(v.detach() for v in terms.values())]), look)
             return True
         else:
-            finite = bool(bad_numbers.finite_gradient(parameters))
+            finite = bool(finite_gradient(parameters))
         if finite:
             optimizer.step()
             return True
