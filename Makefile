@@ -25,6 +25,8 @@ install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2
 		{ grep -vE '^(torch|triton)==' constraints.txt; echo '$(TORCH)'; }; } > .venv/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
+	@# alone, without the torchvision it asks for: see `streaming` in pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt --no-deps litdata
 	@touch $@
 
 demo: install  ## draw puppets, train LIA on them for five minutes, animate held-out ones
