@@ -88,6 +88,7 @@ class BAIR(VideoDataModule):
             above it the run stops.
         backend: decoder of videos.
         device: where videos are decoded, `cpu` or `cuda`; see `VideoDataModule`.
+        cache_gb: of shards in object storage, how much is kept here; see `VideoDataModule`.
     """
 
     suffixes = VIDEO_SUFFIXES | ARRAY_SUFFIXES | RECORD_SUFFIXES
@@ -117,6 +118,7 @@ class BAIR(VideoDataModule):
         max_unreadable: float = 0.05,
         backend: Backend = "auto",
         device: Device = "cpu",
+        cache_gb: float = 50.0,
     ):
         if camera not in get_args(Camera):
             raise DataError(f"camera is {camera!r}; choose from {', '.join(get_args(Camera))}")
@@ -141,6 +143,7 @@ class BAIR(VideoDataModule):
             max_unreadable=max_unreadable,
             backend=backend,
             device=device,
+            cache_gb=cache_gb,
         )
         self.camera: Camera = camera
 

@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
@@ -21,8 +20,8 @@ from data_modules.augment import augment, build_augmentation
 from data_modules.index import (
     Clip,
     DataError,
+    Files,
     choose,
-    find_clips,
     identity_of,
     index_clips,
     split_by_identity,
@@ -44,6 +43,7 @@ from data_modules.sampling import (
     read_pairs,
     seed_loader,
 )
+from data_modules.shards import CHUNKS, Shards, open_clips
 from data_modules.watchdog import Watchdog
 from lmdvid.video import (
     VIDEO_SUFFIXES,
@@ -54,7 +54,6 @@ from lmdvid.video import (
     check_backend,
     find_gpu_decoder,
     reader_of,
-    scan_clips,
     to_float,
     unfit_for_gpu,
 )
@@ -84,7 +83,8 @@ class VideoDataModule(LightningDataModule):
     (all kinds, in words) and `samples`.
 
     Args:
-        root: folder of the data set.
+        root: folder of the data set; or of its shards, as `lmdvid prepare shards` makes them, here
+            or in object storage, such as `s3://bucket/vox`.
         size: side of the frames in pixels.
         batch_size: clips per batch and process. A batch larger than the training set is filled by
             drawing again; the last, incomplete batch of an epoch is left out.
@@ -130,6 +130,9 @@ class VideoDataModule(LightningDataModule):
             process decodes on its own GPU, by the first that works there of decord, torchcodec and
             PyAV, or the one that `backend` insists on; what a GPU gets wrong, and everything where
             `auto` finds no decoder for GPUs, is decoded on the CPU.
+        cache_gb: of shards in object storage, how much is kept on this machine, in
+            `$XDG_CACHE_HOME/lmdvid/shards` (by default in `~/.cache`), in 10^9 bytes; what does not
+            fit is fetched clip by clip in every epoch.
     """
 
     train_folders: Sequence[str] = ("train",)
@@ -167,6 +170,7 @@ class VideoDataModule(LightningDataModule):
         read_timeout: int = 300,
         backend: Backend = "auto",
         device: Device = "cpu",
+        cache_gb: float = 50.0,
     ):
         super().__init__()
         for name, value, least in (
@@ -183,6 +187,7 @@ class VideoDataModule(LightningDataModule):
             ("generate", generate, 1),
             ("read_timeout", read_timeout, 1),
             ("seed", seed, 0),
+            ("cache_gb", cache_gb, 0),
         ):
             if value is not None and value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
@@ -226,12 +231,14 @@ class VideoDataModule(LightningDataModule):
         self.read_timeout = read_timeout
         self.backend: Backend = backend
         self.device: Device = device
+        self.cache_gb = cache_gb
         self.train_clips: list[Clip] = []
         self.val_clips: list[Clip] = []
         self.test_clips: list[Clip] = []
         self.unreadable: dict[str, str] = {}
         self._held: list[Clip] = []
         self._indexed: dict[Path, list[Clip]] = {}
+        self._clip_store: Files | Shards | None = None
         self._augmentation = (crop, flip, jitter)
         self._augment = None
         self._decoder: GpuDecoder | None = None
@@ -258,15 +265,29 @@ class VideoDataModule(LightningDataModule):
         """
         reader = reader_of(path, facts, self.backend)
         unfit = unfit_for_gpu(facts, self._decoder.name) if self._decoder else ""
-        return [Clip(str(path), key, self.identity(key), 0, facts.frames, reader, unfit)], {}
+        content = self.clip_store.content(path)
+        place = self.clip_store.address(path)
+        clip = Clip(place, key, self.identity(key), 0, facts.frames, reader, unfit, content)
+        return [clip], {}
 
     def find(self, folder: Path) -> dict[str, Path]:
         """Find the clips of a split's folder: their paths by key, see `find_clips`."""
-        return find_clips(folder, self.suffixes)
+        return self.clip_store.find(folder, self.suffixes)
 
     def add_truth(self, samples: ClipDataset, training: bool) -> Dataset:
         """Add to the samples of a split what this data set knows about them; here nothing."""
         return samples
+
+    @property
+    def clip_store(self) -> Files | Shards:
+        """What holds the clips.
+
+        Raises:
+            DataError: if `root` has shards, or should, that are not complete.
+        """
+        if self._clip_store is None:
+            self._clip_store = open_clips(self.root, 1e9 * self.cache_gb)
+        return self._clip_store
 
     @property
     def eval_stride(self) -> int:
@@ -283,11 +304,10 @@ class VideoDataModule(LightningDataModule):
         stage = None if self.trainer is None else self.trainer.state.fn
         if self._needs_no_clip(stage):
             return
-        root = Path(self.root).expanduser()
         training = stage in ("fit", None)
         with suppress(DataError):
-            chosen = self._choose(*self._folders(root, training))
-            scan_clips(root, [path for paths in chosen.values() for path in paths.values()])
+            chosen = self._choose(*self._folders(self.clip_store.root, training))
+            self.clip_store.scan([path for paths in chosen.values() for path in paths.values()])
 
     def setup(self, stage: str | None = None) -> None:
         """List and split the clips.
@@ -356,15 +376,19 @@ class VideoDataModule(LightningDataModule):
 
     def _folders(self, root: Path, training: bool) -> tuple[Path | None, Path | None]:
         """Folders of the clips for training (or of all, if there is no other) and held out."""
-        if not os.path.exists(root):  # Path.exists raises where a folder above may not be entered
+        if not self.clip_store.exists(root):
             raise self._no_clips(f"{root} does not exist")
-        train = _first_folder(root, self.train_folders) if self.split == "auto" else None
-        test = _first_folder(root, self.test_folders) if self.split == "auto" else None
+        train = self._first_folder(root, self.train_folders) if self.split == "auto" else None
+        test = self._first_folder(root, self.test_folders) if self.split == "auto" else None
         if test is None:
             return train or root, None
         if training and train is None:
             raise self._no_clips(f"{root} has {test.name}/, but no {self.train_folders[0]}/")
         return train if training else None, test
+
+    def _first_folder(self, root: Path, names: Sequence[str]) -> Path | None:
+        folders = (root / name for name in names)
+        return next((folder for folder in folders if self.clip_store.is_dir(folder)), None)
 
     def _choose(self, train: Path | None, test: Path | None) -> dict[Path, dict[str, Path]]:
         """List the clips to use of each folder, by their keys."""
@@ -372,6 +396,11 @@ class VideoDataModule(LightningDataModule):
         for folder in (train, test):
             if folder is not None and folder not in self._indexed:
                 paths = self.find(folder)
+                if not paths and next(folder.glob(CHUNKS), None) is not None:
+                    raise DataError(
+                        f"no data: {folder} holds shards that are not complete: run `lmdvid "
+                        "prepare shards` to its end, and after parts of it `lmdvid prepare merge`"
+                    )
                 if not paths:
                     raise self._no_clips(f"{folder} holds no clip")
                 keys = self._wanted(paths, folder) if folder == train else paths.keys()
@@ -391,9 +420,8 @@ class VideoDataModule(LightningDataModule):
         return choose(keys, self.max_clips, self.seed)
 
     def _split(self, training: bool) -> tuple[list[Clip], list[Clip]]:
-        root = Path(self.root).expanduser()
-        train, test = self._folders(root, training)
-        self._index(root, self._choose(train, test))
+        train, test = self._folders(self.clip_store.root, training)
+        self._index(self._choose(train, test))
         clips = self._indexed[train] if train else []
         if self.max_clips is not None:  # a file may hold many clips
             keys = choose((clip.key for clip in clips), self.max_clips, self.seed)
@@ -404,9 +432,9 @@ class VideoDataModule(LightningDataModule):
             return split_in_time(clips, self.holdout)
         return split_by_identity(clips, self.holdout, self.seed)
 
-    def _index(self, root: Path, chosen: dict[Path, dict[str, Path]]) -> None:
+    def _index(self, chosen: dict[Path, dict[str, Path]]) -> None:
         everything = [path for paths in chosen.values() for path in paths.values()]
-        scanned = iter(scan_clips(root, everything, again=False).clips)
+        scanned = iter(self.clip_store.scan(everything, again=False))
         for folder, paths in chosen.items():
             facts = islice(scanned, len(paths))
             clips, unreadable = index_clips(paths, facts, self.clips_of)
@@ -611,7 +639,3 @@ class VideoDataModule(LightningDataModule):
 
 def _is_bytes(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.uint8
-
-
-def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)

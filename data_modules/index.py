@@ -15,6 +15,7 @@ from lmdvid.video import (
     ScannedClip,
     VideoReadError,
     is_clip,
+    scan_clips,
     without_suffix,
 )
 
@@ -35,6 +36,7 @@ class Clip:
         stop: one past the last usable frame.
         reader: what decodes it; found out in a scan, so that nobody looks into the file again.
         unfit_for_gpu: where a GPU is to decode, why it does not decode this one; else empty.
+        content: reads it, as `lmdvid.video.decode` takes it, where `path` is none on a disk.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Clip:
     stop: int
     reader: Reader = field(repr=False)  # processes with other decoders have the same clips
     unfit_for_gpu: str = field(default="", repr=False)
+    content: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -70,6 +73,50 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     return {
         path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
     }
+
+
+class Files:
+    """Clips in a folder, as files and folders of pictures.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is such a file or folder."""
+        return os.path.exists(path)  # Path.exists raises where a folder above may not be entered
+
+    def is_dir(self, path: Path) -> bool:
+        """Whether this is a folder."""
+        return path.is_dir()
+
+    def find(self, folder: Path, suffixes: Set[str]) -> dict[str, Path]:
+        """Find the clips in and below a folder; see `find_clips`."""
+        return find_clips(folder, suffixes)
+
+    def scan(self, paths: Iterable[Path], again: bool = True) -> list[ScannedClip]:
+        """Look into clips; see `scan_clips`."""
+        return scan_clips(self.root, paths, again=again).clips
+
+    def content(self, path: Path) -> Callable[[], bytes] | None:
+        """Return what reads a clip that is no file: nothing."""
+        return None
+
+    def address(self, path: Path) -> str:
+        """Return where a clip is, as messages are to name it."""
+        return str(path)
+
+    def text(self, path: Path) -> str:
+        """Return the text of a list beside the clips.
+
+        Raises:
+            OSError: it cannot be read.
+            UnicodeError: it is no text.
+        """
+        return path.read_text("utf-8-sig")
 
 
 def _walk(

@@ -2,13 +2,15 @@
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from data_modules.base import Device, Split, VideoDataModule
-from data_modules.index import DataError, without_suffix
+from data_modules.index import DataError, Files, without_suffix
 from data_modules.sampling import ClipDataset, LabelledDataset, Sampling
+from data_modules.shards import Shards
 from lmdvid.video import Backend
 
 CLASSES = ("sadness", "anger", "surprise", "disgust", "happiness", "fear")
@@ -65,6 +67,7 @@ class MUG(VideoDataModule):
             above it the run stops.
         backend: decoder of videos.
         device: where videos are decoded, `cpu` or `cuda`; see `VideoDataModule`.
+        cache_gb: of shards in object storage, how much is kept here; see `VideoDataModule`.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class MUG(VideoDataModule):
         max_unreadable: float = 0.05,
         backend: Backend = "auto",
         device: Device = "cpu",
+        cache_gb: float = 50.0,
     ):
         if (train_list is None) != (test_list is None):
             raise DataError("give train_list and test_list both, or neither to split the folders")
@@ -126,6 +130,7 @@ class MUG(VideoDataModule):
             max_unreadable=max_unreadable,
             backend=backend,
             device=device,
+            cache_gb=cache_gb,
         )
         self.lists = None if train_list is None or test_list is None else (train_list, test_list)
         self.classes = tuple(classes)
@@ -141,11 +146,11 @@ class MUG(VideoDataModule):
             found = super().find(folder)
             self.labels |= {key: self._class_in(key) for key in found}
             return found
-        root = Path(self.root).expanduser()
+        root, store = self.clip_store.root, self.clip_store
         found, missing = {}, []
-        for line, clip, category in _rows(folder):
+        for line, clip, category in _rows(store, folder):
             key, path = self._clip(root, clip)
-            if not path.exists():
+            if not store.exists(path):
                 missing.append(clip)
                 continue
             number = self._number(category, f"{folder}, line {line}")
@@ -167,9 +172,10 @@ class MUG(VideoDataModule):
     def _folders(self, root: Path, training: bool) -> tuple[Path | None, Path | None]:
         if self.lists is None:
             return super()._folders(root, training)
+        store = self.clip_store
         train, test = (root / name for name in self.lists)
-        shared = {self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(train)} & {
-            self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(test)
+        shared = {self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(store, train)} & {
+            self.identity(Path(clip).as_posix()) for _, clip, _ in _rows(store, test)
         }
         if shared:
             raise DataError(
@@ -181,9 +187,9 @@ class MUG(VideoDataModule):
     def _clip(self, root: Path, clip: str) -> tuple[str, Path]:
         """Key and path of a clip that a list names, perhaps without its suffix."""
         path = root / clip
-        if not path.exists():
+        if not self.clip_store.exists(path):
             options = (path.with_name(path.name + suffix) for suffix in sorted(self.suffixes))
-            path = next((option for option in options if option.is_file()), path)
+            path = next((option for option in options if self.clip_store.exists(option)), path)
         return path.relative_to(root).as_posix(), path
 
     def _number(self, category: str, where: str) -> int:
@@ -206,21 +212,20 @@ class MUG(VideoDataModule):
         return self.classes.index(named[0])
 
 
-def _rows(table: Path) -> list[tuple[int, str, str]]:
+def _rows(store: Files | Shards, table: Path) -> list[tuple[int, str, str]]:
     """Line, clip and class of each row of a list."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            names = rows.fieldnames or ()
-            clip, category = (
-                next((name for name in known if name in names), None) for known in (_CLIP, _CLASS)
+        rows = csv.DictReader(StringIO(store.text(table), newline=""))
+        names = rows.fieldnames or ()
+        clip, category = (
+            next((name for name in known if name in names), None) for known in (_CLIP, _CLASS)
+        )
+        if clip is None or category is None:
+            raise DataError(
+                f"{table} needs the columns {_CLIP[0]} and {_CLASS[0]}; it has "
+                f"{', '.join(names) or 'none'}"
             )
-            if clip is None or category is None:
-                raise DataError(
-                    f"{table} needs the columns {_CLIP[0]} and {_CLASS[0]}; it has "
-                    f"{', '.join(names) or 'none'}"
-                )
-            found = [(rows.line_num, row[clip] or "", row[category] or "") for row in rows]
+        found = [(rows.line_num, row[clip] or "", row[category] or "") for row in rows]
     except FileNotFoundError:
         raise DataError(
             f"no data: {table} does not exist. Give the csv of clips and classes, or "

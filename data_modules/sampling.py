@@ -51,7 +51,13 @@ def read_square(clip: Clip, frames: Sequence[int], size: int, backend: Backend) 
         VideoReadError: if a frame cannot be decoded.
     """
     insist = backend == "decord"
-    pictures = decode(Path(clip.path), list(frames), clip.reader, insist=insist)
+    data = None if clip.content is None else clip.content()
+    try:
+        pictures = decode(Path(clip.path), list(frames), clip.reader, insist=insist, data=data)
+    except VideoReadError as error:
+        if data is None:
+            raise
+        raise VideoReadError(clip.path, error.reason) from None  # no Path holds an address
     return resize(centre_square(pictures), size)
 
 
@@ -81,7 +87,8 @@ def read_frames(
     with watched(clip.path):
         if decoder is None or clip.unfit_for_gpu:
             return read_square(clip, frames, size, backend)
-        return Encoded(clip.path, read_bytes(clip.path), list(frames))
+        data = read_bytes(clip.path) if clip.content is None else clip.content()
+        return Encoded(clip.path, data, list(frames))
 
 
 def frames_needed(frames: int, sampling: Sampling, stride: int | Sequence[int]) -> int:

@@ -38,7 +38,7 @@ Fit = Literal["crop", "pad", "stretch", "keep"]
 _RECORD = ".lmdvid_prepared{shard}.jsonl"  # one line for each file that was made here
 _PARTS = ".lmdvid_parts{shard}"  # what is being written
 _LOCK = ".lmdvid_lock{shard}"
-_FAILURES, _MISSING = "prepare_failed{shard}.txt", "prepare_missing{shard}.txt"
+FAILURES, _MISSING = "prepare_failed{shard}.txt", "prepare_missing{shard}.txt"
 _NEWS_EVERY = 1.0  # seconds
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # some network disks
 _ENCODING = {"g": "12", "bf": "0", "threads": "1"}
@@ -80,6 +80,11 @@ class Shard:
         if not (number.isdecimal() and count.isdecimal() and int(count)):
             raise PrepareError(f"shard is {text!r}; write it like 2/8, from 1/8 to 8/8")
         return cls(int(number), int(count))
+
+    @property
+    def mark(self) -> str:
+        """What the files that record this part have in their names."""
+        return f".{self.number}of{self.count}"
 
     def holds(self, name: str) -> bool:
         """Whether an original of this name belongs to it."""
@@ -245,7 +250,7 @@ def merge(output: str | Path) -> tuple[int, int]:
         raise PrepareError(f"{output} holds no record of a shard: prepare with --shard i/n first")
     with ExitStack() as locks:
         for mark in ("", *marks):
-            locks.enter_context(_locked(output, mark))
+            locks.enter_context(locked(output, mark))
         notes: dict[str, dict[str, Any]] = {}
         for mark in ("", *marks):
             notes |= _load(output / _RECORD.format(shard=mark))
@@ -253,17 +258,24 @@ def merge(output: str | Path) -> tuple[int, int]:
         part = record.with_name(f"{record.name}.part")
         part.write_text("".join(json.dumps(note) + "\n" for note in notes.values()))
         part.replace(record)
-        for name in (_FAILURES, _MISSING):
-            lines: dict[str, None] = {}
-            for mark in marks:
-                with suppress(FileNotFoundError):
-                    text = (output / name.format(shard=mark)).read_text(errors="surrogateescape")
-                    lines |= dict.fromkeys(text.splitlines())
-            _write_list(output / name.format(shard=""), sorted(lines))
+        merge_lists(output, marks)
         for mark in marks:
-            for name in (_RECORD, _FAILURES, _MISSING, _LOCK):
-                (output / name.format(shard=mark)).unlink(missing_ok=True)
+            (output / _RECORD.format(shard=mark)).unlink(missing_ok=True)
     return len(marks), len(notes)
+
+
+def merge_lists(output: Path, marks: Sequence[str]) -> None:
+    """Unite the lists of what failed or is missing in parts of a set, and remove their locks."""
+    for name in (FAILURES, _MISSING):
+        lines: dict[str, None] = {}
+        for mark in marks:
+            with suppress(FileNotFoundError):
+                text = (output / name.format(shard=mark)).read_text(errors="surrogateescape")
+                lines |= dict.fromkeys(text.splitlines())
+        write_list(output / name.format(shard=""), sorted(lines))
+    for mark in marks:
+        for name in (FAILURES, _MISSING, _LOCK):
+            (output / name.format(shard=mark)).unlink(missing_ok=True)
 
 
 def _mark_of(record: Path) -> str:
@@ -292,19 +304,19 @@ def _prepare(
 ) -> Prepared:
     mark = ""
     if shard is not None:
-        mark = f".{shard.number}of{shard.count}"
+        mark = shard.mark
         root = Path(source)
         tasks = [task for task in tasks if shard.holds(_name_below(root, task.cut))]
         missing = [name for name in missing if shard.holds(name)]
         failed = {name: reason for name, reason in failed.items() if shard.holds(name)}
     source, output = Path(source), Path(output)
-    _check_apart(source, output)
+    check_apart(source, output)
     for task in tasks:
         name = PurePath(task.name)
         if not name.name or name.is_absolute() or ".." in name.parts:
             raise PrepareError(f"{task.key}: '{task.name}' is no name of a file below {output}")
     output.mkdir(parents=True, exist_ok=True)
-    with _locked(output, mark):
+    with locked(output, mark):
         leftovers = output / _PARTS.format(shard=mark)
         rmtree(leftovers, ignore_errors=True)
         try:
@@ -314,12 +326,12 @@ def _prepare(
             rmtree(leftovers, ignore_errors=True)
         result.failed |= failed
         lines = [f"{key}: {why}" for key, why in sorted(result.failed.items())]
-        result.report = _write_list(output / _FAILURES.format(shard=mark), lines)
-        result.missing = _write_list(output / _MISSING.format(shard=mark), missing)
+        result.report = write_list(output / FAILURES.format(shard=mark), lines)
+        result.missing = write_list(output / _MISSING.format(shard=mark), missing)
     return result
 
 
-def _write_list(path: Path, lines: Sequence[str]) -> Path | None:
+def write_list(path: Path, lines: Sequence[str]) -> Path | None:
     """Write lines into a file; without lines there is none, and None is returned."""
     if not lines:
         path.unlink(missing_ok=True)
@@ -513,7 +525,12 @@ def _load(record: Path) -> dict[str, dict[str, Any]]:
     return notes
 
 
-def _check_apart(source: Path, output: Path) -> None:
+def check_apart(source: Path, output: Path) -> None:
+    """Refuse folders that contain each other.
+
+    Raises:
+        PrepareError: They do, or `output` is a file.
+    """
     one, other = source.resolve(), output.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise PrepareError(
@@ -525,8 +542,17 @@ def _check_apart(source: Path, output: Path) -> None:
 
 
 @contextmanager
-def _locked(output: Path, mark: str) -> Iterator[None]:
-    """Refuse a second run on one folder; ends with the process, however that ends."""
+def locked(output: Path, mark: str) -> Iterator[None]:
+    """Refuse a second run on one folder; ends with the process, however that ends.
+
+    Args:
+        output: the folder.
+        mark: of the part of a set that this run prepares, `Shard.mark`; runs of different parts
+            do not meet.
+
+    Raises:
+        PrepareError: Another run is writing to it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmdvid.commands import UsageError
 
@@ -30,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "what",
-        choices=("clips", "bair", *_LISTS, "merge"),
+        choices=("clips", "bair", *_LISTS, "shards", "merge"),
         help="clips: videos, gifs and folders of frames, at any depth. bair: TFRecords. voxceleb, "
-        "taichi, ted: videos named by their id, and a list of clips in them. merge: unite the "
-        "records that shards left in the output",
+        "taichi, ted: videos named by their id, and a list of clips in them. shards: pack clips as "
+        "they are into large files, for object storage. merge: unite the records that parts "
+        "(--shard) left in the output",
     )
     add("--input", metavar="FOLDER", help="originals, which are only read")
     add("--output", required=True, metavar="FOLDER", help="where train/ and test/ are made")
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--camera", choices=("image_aux1", "image_main"), help="bair (default: image_aux1)")
     add("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--chunk-mb", type=float, metavar="MB", help="shards: size of a file (default: 64)")
     add(
         "--shard",
         metavar="I/N",
@@ -69,14 +72,21 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return _merge(options)
     if options.input is None:
         parser.error("the following arguments are required: --input")
-    lists = options.what in _LISTS
+    lists, encodes = options.what in _LISTS, options.what != "shards"
     for name, fits in (
         ("metadata", lists),
         ("to", options.what == "bair"),
         ("camera", options.what == "bair"),
+        ("size", encodes),
+        ("fit", encodes),
+        ("crf", encodes),
+        ("jobs", encodes),
+        ("chunk_mb", not encodes),
     ):
         if getattr(options, name) is not None and not fits:
-            parser.error(f"argument --{name}: not for {options.what}")
+            parser.error(f"argument --{name.replace('_', '-')}: not for {options.what}")
+    if options.what == "shards":
+        return _shards(options, parser)
     if options.to == "png" and options.crf is not None:
         parser.error("argument --crf: not for png, which loses nothing")
     if lists and options.metadata is None:
@@ -112,11 +122,68 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return _count(done, root, output)
 
 
-def _merge(options: argparse.Namespace) -> int:
-    from lmdvid.prepare import PrepareError, merge
+def _shards(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Pack clips, without encoding them again."""
+    from data_modules.index import find_clips
+    from data_modules.shards import write_shards
+    from lmdvid import prepare
+    from lmdvid.video import ARRAY_SUFFIXES, VIDEO_SUFFIXES
 
+    megabytes = 64 if options.chunk_mb is None else options.chunk_mb
+    if not 0 < megabytes <= 4000:
+        parser.error(f"argument --chunk-mb: must be above 0, at most 4000; given {megabytes:g}")
+    root, output = Path(options.input).expanduser(), Path(options.output).expanduser()
+    clips = find_clips(root, VIDEO_SUFFIXES | ARRAY_SUFFIXES)
+    if not clips:
+        raise UsageError(
+            f"{root} holds no clip: neither videos, gifs, .npy files nor folders of pictures "
+            "(TFRecords become videos by `lmdvid prepare bair`)"
+        )
     try:
-        shards, files = merge(Path(options.output).expanduser())
+        shard = prepare.Shard.parse(options.shard) if options.shard else None
+        mark = shard.mark if shard else ""
+        if shard is not None:
+            clips = {name: path for name, path in clips.items() if shard.holds(name)}
+        prepare.check_apart(root, output)
+        output.mkdir(parents=True, exist_ok=True)
+        with prepare.locked(output, mark):
+            done = write_shards(clips, root, output, int(1e6 * megabytes), mark, _shown)
+            lines = [reason for _, reason in sorted(done.failed.items())]
+            report = prepare.write_list(output / prepare.FAILURES.format(shard=mark), lines)
+    except prepare.PrepareError as error:
+        raise UsageError(str(error)) from None
+    for reason in lines[:20]:
+        print(reason, file=sys.stderr)
+    failed = f"{len(lines)} failed (listed in {report})" if lines else "0 failed"
+    print(
+        f"{done.clips} clips packed into {done.made + done.kept} chunks, of which {done.kept} were "
+        f"there already, {failed}"
+    )
+    return int(bool(lines))
+
+
+def _shown(pieces: Iterable[Any], count: int) -> Iterable[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    words = "packing clips"
+    return track(pieces, words, count, console=console, disable=not console.is_terminal)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from data_modules.shards import merge_shards, parts_of
+    from lmdvid.prepare import PrepareError, locked, merge, merge_lists
+
+    output = Path(options.output).expanduser()
+    try:
+        if parts := parts_of(output):
+            with locked(output, ""):
+                clips = merge_shards(output, parts)
+                merge_lists(output, parts)
+            print(f"{len(parts)} parts united: {clips} clips are packed in {options.output}")
+            return 0
+        shards, files = merge(output)
     except PrepareError as error:
         raise UsageError(str(error)) from None
     print(f"{shards} shards united: {files} files are known in {options.output}")

@@ -1,8 +1,10 @@
 """Clips kept as numpy arrays: `.npy` files of frames, uint8 (T,H,W,3)."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +40,11 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(frames, DEFAULT_FPS, width, height, False, "npy", "array")
 
 
-def read(path: Path, indices: Sequence[int]) -> "Tensor":
-    """The frames at `indices`, uint8 (T,H,W,3); no others are read."""
+def read(path: Path, indices: Sequence[int], data: bytes | None = None) -> "Tensor":
+    """The frames at `indices`, uint8 (T,H,W,3), of a file or its content `data`, and no others."""
     import torch
 
-    array = _open(path)
+    array = _open(path, data)
     check_indices(path, indices, len(array))
     return torch.from_numpy(array[list(indices)])
 
@@ -61,11 +63,14 @@ def _frame(path: Path, index: int) -> "Tensor":
     return read(path, [index])[0]
 
 
-def _open(path: Path) -> "np.ndarray":
+def _open(path: Path, data: bytes | None = None) -> "np.ndarray":
     import numpy as np
 
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if data is None:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            array = _view(data)
     except OSError as error:
         raise VideoReadError(path, str(error.strerror or error).lower()) from None
     except (ValueError, EOFError) as error:
@@ -76,3 +81,20 @@ def _open(path: Path) -> "np.ndarray":
             path, f"holds {array.dtype} {array.shape}; frames are uint8 (T, H, W, 3)"
         )
     return array
+
+
+def _view(data: bytes) -> "np.ndarray":
+    """The array in the content of a file, without a copy: its header may promise any size."""
+    import numpy as np
+
+    file = BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version[0]}.{version[1]}")
+    first = version == (1, 0)
+    header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    flat = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if by_columns else "C")

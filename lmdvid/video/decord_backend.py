@@ -64,13 +64,20 @@ def unfit(header: "Header") -> str:
     return ""
 
 
-def read(path: Path, indices: Sequence[int]) -> "Tensor":
+def read(path: Path, indices: Sequence[int], data: bytes | None = None) -> "Tensor":
     """The frames at sorted, unique `indices`, uint8 (T,H,W,3), on the CPU with one thread.
+
+    Args:
+        path: The file, and what messages call it.
+        indices: Frame numbers.
+        data: Its content, where it is not on disk.
 
     Raises:
         UnreliableTimesError: An edit list hides frames, or time stamps repeat.
         VideoReadError: The file or one of the frames cannot be read.
     """
+    if data is not None:
+        return _read(path, BytesIO(data), indices, _decord().cpu(0))
     # Absolute, since FFmpeg takes what precedes a colon for a protocol.
     file: str | BytesIO = str(path.absolute())
     try:

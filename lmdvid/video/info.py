@@ -34,7 +34,7 @@ class VideoReadError(ValueError):
         self.path, self.reason = Path(path), reason
 
     def __str__(self) -> str:
-        return f"cannot read {self.path}: {self.reason}"
+        return f"cannot read {self.args[0]}: {self.reason}"  # as given: an URL is no Path
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def in_order(frames: "Tensor", ordered: Sequence[int], numbers: Sequence[int]) -
     return frames.index_select(0, rows)
 
 
-def check_indices(path: Path, indices: Sequence[int], count: int) -> None:
+def check_indices(path: str | Path, indices: Sequence[int], count: int) -> None:
     """Refuse the first index that is not in `range(count)`."""
     for index in indices:
         if not 0 <= index < count:

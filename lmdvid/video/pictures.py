@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from lmdvid.video.info import (
     DEFAULT_FPS,
@@ -13,6 +15,7 @@ from lmdvid.video.info import (
     VideoInfo,
     VideoReadError,
     check_indices,
+    read_bytes,
 )
 
 if TYPE_CHECKING:
@@ -35,10 +38,12 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(len(files), DEFAULT_FPS, image.width, image.height, False, codec, kind)
 
 
-def read(path: Path, indices: Sequence[int]) -> "Tensor":
-    """The pictures at `indices`, uint8 (T,H,W,3)."""
+def read(path: Path, indices: Sequence[int], data: bytes | None = None) -> "Tensor":
+    """The pictures at `indices`, uint8 (T,H,W,3), of a folder, or of what `packed` made of it."""
     from lmdvid.video.frames import stack
 
+    if data is not None:
+        return stack(path, _unpacked(path, data, indices))
     files = _files(path)
     check_indices(path, indices, len(files))
     return stack(path, [load(path / files[index]) for index in indices])
@@ -54,20 +59,43 @@ def stream_lazily(path: Path) -> "Iterator[tuple[int, Callable[[], Tensor]]]":
     return ((number, partial(load, path / name)) for number, name in enumerate(_files(path)))
 
 
-def load(file: Path) -> "Tensor":
+def load(file: Path, data: BinaryIO | None = None) -> "Tensor":
     """One picture, uint8 (H,W,3): upright as its EXIF tag asks, grey replicated, alpha dropped."""
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.array(_upright(file)[0]))
+    return torch.from_numpy(np.array(_upright(file, data)[0]))
 
 
-def _upright(file: Path) -> "tuple[Image.Image, str]":
+def packed(folder: Path) -> bytes:
+    """The pictures of a folder in their order, as one uncompressed zip file."""
+    content = BytesIO()
+    with ZipFile(content, "w", ZIP_STORED) as archive:
+        for name in _files(folder):
+            archive.writestr(ZipInfo(name), read_bytes(folder / name))
+    return content.getvalue()
+
+
+def _unpacked(path: Path, data: bytes, indices: Sequence[int]) -> "list[Tensor]":
+    try:
+        with ZipFile(BytesIO(data)) as archive:
+            entries = archive.infolist()
+            check_indices(path, indices, len(entries))
+            wanted = [entries[index] for index in indices]
+            # What was compressed may unpack to any size; `packed` compresses nothing.
+            if any(entry.compress_type != ZIP_STORED for entry in wanted):
+                raise VideoReadError(path, "pictures in it are compressed once more")
+            return [load(path / entry.filename, BytesIO(archive.read(entry))) for entry in wanted]
+    except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise VideoReadError(path, f"damaged ({error})") from None
+
+
+def _upright(file: Path, data: BinaryIO | None = None) -> "tuple[Image.Image, str]":
     """The picture in RGB, as its EXIF tag turns it, and its format."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file if data is None else data) as image:
             if image.mode.startswith(("I", "F")):
                 raise VideoReadError(file, "more than 8 bits a channel; convert it to 8 bits")
             return ImageOps.exif_transpose(image).convert("RGB"), str(image.format).lower()

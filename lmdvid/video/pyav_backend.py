@@ -205,14 +205,14 @@ def frame_times(path: Path) -> list[Fraction] | None:
         return [time * tick for time in (*ticks, end)]
 
 
-def read(path: Path, indices: Sequence[int]) -> "Tensor":
-    """The frames at sorted, unique `indices`, uint8 (T,H,W,3).
+def read(path: Path, indices: Sequence[int], data: bytes | None = None) -> "Tensor":
+    """The frames at sorted, unique `indices`, uint8 (T,H,W,3), of a file or its content `data`.
 
     Frame i is the shown packet with the i-th smallest time stamp. Each run of frames is decoded
     from its key frame, or from the one before; where seeking does not find them (MPEG-TS,
     repeated time stamps) the file is decoded from its start.
     """
-    return _read(path, indices, lambda: _opened(path), _converter())
+    return _read(path, indices, lambda: _opened(path, data), _converter())
 
 
 def cuda_obstacle(gpu: int) -> str | None:

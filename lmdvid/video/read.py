@@ -123,34 +123,54 @@ def _unfit_for_gpu(path: Path, decoder: "GpuDecoder") -> str:
     return unfit_for_gpu(facts, decoder.name)
 
 
-def decode(path: Path, indices: Sequence[int], reader: Reader, *, insist: bool = False) -> "Tensor":
+def decode(
+    path: Path,
+    indices: Sequence[int],
+    reader: Reader,
+    *,
+    insist: bool = False,
+    data: bytes | None = None,
+) -> "Tensor":
     """Frames of a clip by the reader that `route` or a scan chose; else as `read_clip`.
 
     decord itself still notices edit lists and repeated time stamps, in a file that has changed
     since; PyAV takes over then, unless `insist`. So it does where decord fails: decord decodes
     ahead, and damage behind a frame spoils it or not, as chance has it. PyAV gives a frame always
     or never.
+
+    Where `data` is given, it is the content of the file (or what `content` made of a folder of
+    pictures), and `path` only what messages call it.
     """
     ordered = sorted(set(indices))
     if isinstance(reader, Record):
         return in_order(reader.load().frames(ordered), ordered, indices)
-    status(path)
+    if data is None:
+        status(path)
     if reader in _STILLS:
-        frames = _STILLS[reader].read(path, ordered)
+        frames = _STILLS[reader].read(path, ordered, data)
     elif reader == "pyav":
-        frames = pyav_backend.read(path, ordered)
+        frames = pyav_backend.read(path, ordered, data)
     else:
         try:
-            frames = decord_backend.read(path, ordered)
+            frames = decord_backend.read(path, ordered, data)
         except decord_backend.UnreliableTimesError:
             if insist:
                 raise _refused(path, "edit lists or repeated time stamps") from None
-            frames = pyav_backend.read(path, ordered)
+            frames = pyav_backend.read(path, ordered, data)
         except VideoReadError:
             if insist:
                 raise
-            frames = pyav_backend.read(path, ordered)
+            frames = pyav_backend.read(path, ordered, data)
     return in_order(frames, ordered, indices)
+
+
+def content(path: Path) -> bytes:
+    """A clip in one piece, as `decode` takes it: the file, or the pictures of a folder as a zip.
+
+    Raises:
+        VideoReadError: It cannot be read.
+    """
+    return pictures.packed(path) if S_ISDIR(status(path).st_mode) else read_bytes(path)
 
 
 def stream_frames(path: str | Path) -> "Iterator[Tensor]":

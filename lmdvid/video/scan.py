@@ -237,7 +237,7 @@ def _keep(
     return None
 
 
-_COLUMNS = [field.name for field in fields(ScannedClip)]
+COLUMNS = [field.name for field in fields(ScannedClip)]
 
 
 def _write(place: Path, clips: Iterable[ScannedClip]) -> None:
@@ -247,7 +247,7 @@ def _write(place: Path, clips: Iterable[ScannedClip]) -> None:
     try:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
-            table.writerow(_COLUMNS)
+            table.writerow(COLUMNS)
             table.writerows(astuple(clip) for clip in clips)
         part.replace(place)
     finally:
@@ -266,9 +266,9 @@ def _load(place: Path) -> dict[str, ScannedClip]:
         if not text.endswith("\n"):
             raise ValueError("it was cut off")
         lines = csv.reader(StringIO(text, newline=""))
-        if next(lines) != _COLUMNS:
+        if next(lines) != COLUMNS:
             raise ValueError("its columns are others")
-        clips = [_parse(line) for line in lines]
+        clips = [parse_row(line) for line in lines]
     except (ValueError, ArithmeticError, csv.Error) as error:
         log.warning("%s is damaged (%s): the clips are looked into again", place, error)
         return {}
@@ -277,7 +277,13 @@ def _load(place: Path) -> dict[str, ScannedClip]:
     return {clip.path: clip for clip in clips if clip.version == _VERSION}
 
 
-def _parse(line: list[str]) -> ScannedClip:
+def parse_row(line: Sequence[str]) -> ScannedClip:
+    """Read what `astuple` and csv made of a row, under the names in `COLUMNS`.
+
+    Raises:
+        ValueError: It is none.
+        ArithmeticError: Its frame rate is none.
+    """
     path, size, mtime, kind, frames, fps, width, height, turn, codec, *rest = line
     pixels, keys, odd, error, records, version = rest
     numbers = [int(text) for text in (size, mtime, frames, width, height, turn, keys, version)]
