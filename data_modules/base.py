@@ -610,7 +610,9 @@ class VideoDataModule(LightningDataModule):
         context = None
         if self.num_workers > 0 and "forkserver" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["data_modules.puppet_clips"])
+            remote = self._clip_store is not None and self._clip_store.remote
+            modules = ["litdata.streaming.downloader", "boto3"] if remote else []
+            context.set_forkserver_preload(["data_modules.puppet_clips", *modules])
         elif self.num_workers > 0:  # Windows
             context = multiprocessing.get_context("spawn")
         watchdog = Watchdog(self.num_workers, self.read_timeout) if self.num_workers else None

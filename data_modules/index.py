@@ -82,6 +82,8 @@ class Files:
         root: the folder.
     """
 
+    remote = False
+
     def __init__(self, root: Path):
         self.root = root
 

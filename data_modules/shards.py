@@ -41,9 +41,10 @@ _INDEX = "index.json"
 _PLACE = ("chunk", "offset", "bytes", "crc32")
 _LARGEST = 2**32 - 2**20  # bytes of a chunk, whose offsets have 32 bits
 _SCHEMES = ("s3", "gs", "azure")
-_PAUSES = (1.0, 4.0, 16.0)  # seconds before storage that does not answer is asked again
+# Seconds before storage that does not answer is asked again, as a run begins and later.
+_FIRST_PAUSES, _PAUSES = (1.0, 4.0), (1.0, 4.0, 16.0, 60.0)
 _FORGOTTEN = 3600.0  # seconds after which nobody downloads any more
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 _Row = tuple[Any, ...]  # of the table: the fields of a ScannedClip, and its place
 _T = TypeVar("_T")
@@ -139,9 +140,11 @@ class Chunks:
         with TemporaryDirectory() as folder:  # for those of litdata that fetch whole files
             aside = os.path.join(folder, chunk)
             url = f"{self.root}/{chunk}"
-            return _insist(
-                url, lambda: _downloader(self.root).download_bytes(url, offset, size, aside)
-            )
+
+            def fetch() -> bytes:
+                return _downloader(self.root).download_bytes(url, offset, size, aside)
+
+            return _insist(url, fetch, _PAUSES)
 
     def forget(self, chunk: str) -> bool:
         """Delete a copy, which may be damaged, and say whether there was one."""
@@ -183,7 +186,7 @@ class Chunks:
                     return path
                 with TemporaryDirectory(prefix=".part-", dir=self.copies) as folder:
                     part = Path(folder, chunk)
-                    fetch_file(self.root, chunk, part)
+                    fetch_file(self.root, chunk, part, _PAUSES)
                     if (size := part.stat().st_size) != self.sizes[chunk]:
                         raise DataError(
                             f"{self.root}/{chunk} has {size} bytes instead of "
@@ -214,13 +217,11 @@ class Shards:
     """
 
     def __init__(self, root: str, keep: float = 0.0):
-        address = root.rstrip("/")
-        scheme, remote, _ = address.partition("://")
-        if remote and scheme not in _SCHEMES:
-            known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            raise DataError(f"root is {root}; shards are read from folders, {known}")
-        if not remote:
-            address = str(Path(address).expanduser())
+        scheme, remote, place = root.partition("://")
+        if remote and (scheme not in _SCHEMES or not place.partition("/")[0]):
+            known = " or ".join(f"{scheme}://bucket/folder" for scheme in _SCHEMES)
+            raise DataError(f"root is {root}; shards are in a folder, or in storage like {known}")
+        address = root.rstrip("/") if remote else str(Path(root).expanduser())
         self.root = Path(address)
         self._address = address
         name = TABLE.format(part="")
@@ -237,6 +238,7 @@ class Shards:
                 if (found := _size(self.root / chunk)) != size:
                     what = "is missing" if found is None else f"has {found} of {size} bytes"
                     raise DataError(f"no data: {address}/{chunk} {what}: copy the shards again")
+        self.remote = bool(remote)
         self.chunks = Chunks(address, sizes, _copies(address) if remote else None, keep)
         if remote:
             self.chunks.tidy()
@@ -401,9 +403,9 @@ def _downloader_of(root: str, _process: int) -> Any:
         if scheme == "s3":
             from botocore.config import Config
 
-            # litdata alone would try a thousand times. With `_insist`, all tries together end
-            # before a reader counts as stuck.
-            retries: Any = {"mode": "standard", "total_max_attempts": 2}
+            # litdata alone would try a thousand times. All tries of `_insist` together end before
+            # a worker counts as stuck.
+            retries: Any = {"mode": "standard", "total_max_attempts": 1}
             options["config"] = Config(retries=retries, connect_timeout=10, read_timeout=30)
         return get_downloader(root, "", [], options)
     except ModuleNotFoundError as error:
@@ -414,7 +416,9 @@ def _downloader(root: str) -> Any:
     return _downloader_of(root, os.getpid())
 
 
-def fetch_file(root: str, name: str, target: Path) -> None:
+def fetch_file(
+    root: str, name: str, target: Path, pauses: Sequence[float] = _FIRST_PAUSES
+) -> None:
     """Fetch a whole object.
 
     Raises:
@@ -432,12 +436,12 @@ def fetch_file(root: str, name: str, target: Path) -> None:
         if not target.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
-    _insist(url, fetch)
+    _insist(url, fetch, pauses)
 
 
-def _insist(url: str, fetch: Callable[[], _T]) -> _T:
+def _insist(url: str, fetch: Callable[[], _T], pauses: Sequence[float]) -> _T:
     """Try several times, unless that is hopeless."""
-    for pause in (*_PAUSES, None):
+    for pause in (*pauses, None):
         try:
             return fetch()
         except DataError:
@@ -450,9 +454,8 @@ def _insist(url: str, fetch: Callable[[], _T]) -> _T:
                 raise refused from None
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             if pause is None:
-                raise DataError(
-                    f"cannot fetch {url}, tried {len(_PAUSES) + 1} times: {reason}"
-                ) from None
+                times = len(pauses) + 1
+                raise DataError(f"cannot fetch {url}, tried {times} times: {reason}") from None
             log.warning("cannot fetch %s (%s); trying again in %g s", url, reason, pause)
         sleep(pause)
     raise AssertionError
@@ -466,6 +469,8 @@ def _refusal(url: str, error: Exception) -> DataError | None:
             f"cannot fetch {url}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
+    if type(error).__name__ == "ParamValidationError":
+        return DataError(f"cannot fetch {url}: {' '.join(str(error).split())}")
     answer = getattr(error, "response", None)  # of botocore's ClientError
     if not isinstance(answer, dict):
         return None
