@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
 from lmdvid.video import VideoReadError, content, write_image, write_video
 
-ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 9_000  # bytes; two clips fill one
 TRAINING = ["id0#a.mp4", "id0#b.mp4", "id1#a.mp4", "id2#a.mp4", "id2#b.mp4"]
 
@@ -447,41 +447,40 @@ trainer:
 """
 
 
-def fit(name: str, root: str | Path, workers: int) -> subprocess.CompletedProcess:
-    """Train for four steps, in a process whose workers have this environment."""
+@pytest.fixture
+def new_workers(remote):
+    """Processes that know this environment; those of other tests come from an older one."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def fit(name: str, root: str | Path, workers: int) -> int:
+    """Train for four steps."""
     text = TINY.replace("NAME", name).replace("WORKERS", str(workers))
     Path(f"{name}.yaml").write_text(text)
-    line = ["fit", "--config", f"{name}.yaml", "--data.init_args.root", str(root)]
-    command = [sys.executable, "-m", "lmdvid", *line]
-    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    environment = os.environ | {"PYTHONPATH": paths}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return cli.main(["fit", "--config", f"{name}.yaml", "--data.init_args.root", str(root)])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-def test_two_workers_train_out_of_object_storage(remote, source, tmp_path, monkeypatch):
+def test_two_workers_train_out_of_object_storage(
+    remote, storage, new_workers, source, tmp_path, monkeypatch, capsys
+):
     """To the last bit as from files, through the command line and by one argument."""
     monkeypatch.chdir(tmp_path)
-    Path("files.yaml").write_text(TINY.replace("NAME", "files").replace("WORKERS", "0"))
-    line = ["fit", "--config", "files.yaml", "--data.init_args.root", str(source)]
-    assert cli.main(line) == 0
-    run = fit("storage", remote, 2)
-    assert run.returncode == 0, run.stderr
+    assert fit("files", source, 0) == 0
+    assert fit("storage", remote, 2) == 0
     states = [torch.load(f"{name}/last.ckpt")["state_dict"] for name in ("files", "storage")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert len(copies(tmp_path)) > 2
 
-
-@pytest.mark.slow
-def test_a_worker_tells_which_chunk_does_not_come(remote, storage, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    # A worker that gets no chunk says which.
+    shutil.rmtree(tmp_path / "cache")
     for path in storage.client.list_objects_v2(Bucket="bucket", Prefix="vox/chunk")["Contents"]:
         storage.client.delete_object(Bucket="bucket", Key=path["Key"])
-    run = fit("run", remote, 1)
-    assert run.returncode == 1
-    last = run.stderr.strip().splitlines()[-1]
+    capsys.readouterr()
+    assert fit("missing", remote, 1) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: cannot fetch s3://bucket/vox/chunk-" in last
     assert "there is no such object in bucket" in last
 
