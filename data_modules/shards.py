@@ -353,8 +353,8 @@ def _sizes(index: str, where: str) -> dict[str, int]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{where} is no index of chunks ({type(error).__name__})") from None
     for chunk in sizes:
-        if Path(chunk).name != chunk:
-            raise DataError(f"{where} names a chunk {chunk!r}, which is no plain file name")
+        if not re.fullmatch(r"chunk-[\w-]+\.bin", chunk):
+            raise DataError(f"{where} names {chunk!r}, which is no chunk such as chunk-0-0.bin")
     return sizes
 
 
@@ -662,11 +662,13 @@ def _originals(
 def _grouped(originals: Iterable[_Original], chunk_bytes: int) -> Iterator[list[_Original]]:
     """Clips of each chunk."""
     group: list[_Original] = []
+    total = 0
     for original in originals:
-        if group and sum(other.weight for other in group) + original.weight > chunk_bytes:
+        if group and total + original.weight > chunk_bytes:
             yield group
-            group = []
+            group, total = [], 0
         group.append(original)
+        total += original.weight
     if group:
         yield group
 

@@ -345,7 +345,7 @@ def test_folders_within_each_other_are_refused(source, tmp_path, output):
 def test_one_run_at_a_time(source, tmp_path):
     (tmp_path / "out").mkdir()
     with (
-        prepare._locked(tmp_path / "out", ""),
+        prepare.locked(tmp_path / "out", ""),
         pytest.raises(PrepareError, match="another run is writing"),
     ):
         run(source, tmp_path / "out")
@@ -356,7 +356,7 @@ def test_disks_without_locks_are_written_to(source, tmp_path, monkeypatch, caplo
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with prepare._locked(tmp_path, ""):
+    with prepare.locked(tmp_path, ""):
         assert f"{tmp_path} knows no locks (no locks available)" in caplog.text
 
 

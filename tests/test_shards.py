@@ -23,7 +23,7 @@ from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import find_clips
 from data_modules.mug import MUG
-from data_modules.sampling import read_square
+from data_modules.sampling import Encoded, read_frames, read_square
 from data_modules.shards import Shards, write_shards
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
@@ -276,7 +276,7 @@ def test_shards_that_are_not_whole(copy, packed):
     for name, text, message in (
         ("index.json", None, "holds no whole set of shards"),
         ("index.json", "{]", "index.json is no index of chunks"),
-        ("index.json", '{"chunks": [{"filename": "../x", "chunk_bytes": 1}]}', "no plain file"),
+        ("index.json", '{"chunks": [{"filename": "../x", "chunk_bytes": 1}]}', "which is no chunk"),
         ("lmdvid_clips.csv", "path,size\n", "its columns are others"),
         ("lmdvid_clips.csv", ("train/", "/etc/"), "no clip below the root"),
         ("lmdvid_clips.csv", (",3,chunk", ",2,chunk"), "another version of lmdvid wrote it"),
@@ -307,6 +307,15 @@ def test_without_litdata_the_error_says_what_to_install(source, tmp_path, monkey
         data_of("s3://bucket/vox")
     with pytest.raises(DataError, match="shards are in a folder, or in storage like s3://bucket"):
         data_of("https://bucket/vox")
+
+
+def test_a_gpu_gets_the_bytes(source, packed):
+    """What decodes there is given the whole file, as it is."""
+    clip = data_of(packed).train_clips[0]
+    found = read_frames(clip, [3, 1], 32, "auto", decoder=object())  # type: ignore[arg-type]
+    assert isinstance(found, Encoded)
+    assert (found.path, found.frames) == (f"{packed}/train/id0#a.mp4", [3, 1])
+    assert found.data == (source / "train/id0#a.mp4").read_bytes()
 
 
 # Object storage

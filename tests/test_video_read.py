@@ -12,7 +12,9 @@ import zlib
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import av
 import numpy as np
@@ -25,6 +27,7 @@ from lmdvid.video import (
     VideoInfo,
     VideoReadError,
     centre_square,
+    content,
     is_clip,
     probe,
     pyav_backend,
@@ -34,6 +37,7 @@ from lmdvid.video import (
     stream_frames,
     to_float,
     to_uint8,
+    write_image,
     write_video,
 )
 from lmdvid.video import read as reading
@@ -75,6 +79,54 @@ def test_frames_are_the_ones_asked_for(clip, name, backend):
         frames = read_clip(path, indices, backend)
         assert frames.dtype == torch.uint8
         assert torch.equal(frames, sequential[indices]), indices
+    reader = reading.route(path, backend)
+    frames = reading.decode(Path("nowhere"), indices, reader, data=content(path))
+    assert torch.equal(frames, sequential[indices])
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+def test_content_that_is_damaged(clip, backend):
+    data = content(clip("gop12.mp4"))
+    with pytest.raises(VideoReadError, match="cannot read nowhere: not a video, or damaged"):
+        reading.decode(Path("nowhere"), [0], reading.route(clip("gop12.mp4"), backend), data=b"x")
+    with pytest.raises(VideoReadError, match=r"frame 60 of 60 \(the first is 0\)"):
+        reading.decode(Path("nowhere"), [60], "pyav", data=data)
+
+
+def test_content_of_folders_and_arrays(tmp_path):
+    folder = tmp_path / "pictures"
+    for number in (10, 9, 2, 0):  # in natural order, whatever the file system says
+        write_image(folder / f"{number}.png", torch.full((8, 6, 3), number, dtype=torch.uint8))
+    read = partial(reading.decode, Path("s/a"), reader="pictures")
+    assert read(indices=[3, 0, 2], data=content(folder))[:, 0, 0, 0].tolist() == [10, 0, 9]
+    bomb = BytesIO()
+    with ZipFile(bomb, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", bytes(10_000_000))
+    for data, message in (
+        (content(folder)[:-5], "s/a: damaged"),
+        (content(folder).replace(b"IDAT", b"IDAX"), "s/a: damaged .Bad CRC-32"),
+        (bomb.getvalue(), "s/a: pictures in it are compressed once more"),
+    ):
+        with pytest.raises(VideoReadError, match=message):
+            read(indices=[0], data=data)
+    with pytest.raises(VideoReadError, match=r"frame 4 of 4"):
+        read(indices=[4], data=content(folder))
+
+    read = partial(reading.decode, Path("s/b.npy"), reader="arrays")
+    array = np.arange(5 * 4 * 2 * 3, dtype=np.uint8).reshape(5, 4, 2, 3)
+    for saved in (array, np.asfortranarray(array)):
+        np.save(tmp_path / "b.npy", saved)
+        frames = read(indices=[4, 1], data=content(tmp_path / "b.npy"))
+        assert frames.tolist() == array[[4, 1]].tolist()
+    whole = content(tmp_path / "b.npy")
+    for data, message in (
+        (whole[:-1], "no whole .npy file"),
+        (whole.replace(b"(5, ", b"(9" + b"0" * 8 + b", "), "no whole .npy file"),
+        (b"no array", "no whole .npy file"),
+        (b"", "no whole .npy file"),
+    ):
+        with pytest.raises(VideoReadError, match=message):
+            read(indices=[0], data=data)
 
 
 @needs_decord
