@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 CACHED = 20 * 2**20  # bytes, less than half the L2 cache of an A100 or H100
 
 
