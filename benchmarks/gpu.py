@@ -295,9 +295,10 @@ def warm_up(number: int) -> str:
 
 
 def smooth(batch: int, side: int) -> Tensor:
-    """Logits of a flow as of a picture that moves: displacements of up to a few pixels' change."""
+    """Logits of a flow as of a picture that moves: by a twentieth of its side, here and there."""
     coarse = torch.randn(batch, 3, min(side, 8), min(side, 8), device=DEVICE)
-    return F.interpolate(coarse, side, mode="bicubic").requires_grad_()
+    coarse[:, :2] *= 0.1
+    return F.interpolate(coarse, (side, side), mode="bicubic").requires_grad_()
 
 
 def warp_case(side: int, batch: int, dtype: torch.dtype, noise: bool = False) -> Case:
