@@ -44,6 +44,7 @@ _SCHEMES = ("s3", "gs", "azure")
 # Seconds before storage that does not answer is asked again, as a run begins and later.
 _FIRST_PAUSES, _PAUSES = (1.0, 4.0), (1.0, 4.0, 16.0, 60.0)
 _FORGOTTEN = 3600.0  # seconds after which nobody downloads any more
+_ROOM = 2e9  # bytes of this disk that copies leave free, as for checkpoints
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 _Row = tuple[Any, ...]  # of the table: the fields of a ScannedClip, and its place
@@ -101,9 +102,10 @@ class Chunks:
     """Bytes of chunks, wherever these are.
 
     Of a remote set the first chunks, as many as fit into `keep`, are copied to this disk when one
-    of their clips is first asked for; clips of others are fetched one by one. Whichever chunks they
-    were, as many of all clips would be on this disk, as an epoch visits each once in random order.
-    Any number of processes may share the copies, and whoever likes may delete them.
+    of their clips is first asked for; clips of others are fetched one by one. Nothing is exchanged
+    for what was asked for last: as an epoch visits every clip once, in random order, no choice of
+    chunks serves it better than another. Any number of processes may share the copies, and whoever
+    likes may delete them.
 
     Args:
         root: a folder, or the address of one in object storage.
@@ -181,6 +183,8 @@ class Chunks:
             return path
         try:
             self.copies.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.copies).free < self.sizes[chunk] + _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with FileLock(f"{path}.lock"):  # of all who want it one fetches it
                 if _size(path) == self.sizes[chunk]:
                     return path
@@ -193,15 +197,16 @@ class Chunks:
                             f"{self.sizes[chunk]}: upload it again, with {_INDEX} and the table"
                         )
                     part.replace(path)
-        except OSError as error:
-            if error.errno in _DISK:
-                log.warning(
-                    "%s cannot take copies of chunks (%s): clips of %s are fetched one by one",
-                    *(self.copies, str(error.strerror).lower(), self.root),
-                )
-                self.kept = set()
-                raise FileNotFoundError(path) from None
-            raise
+        except (OSError, NotImplementedError) as error:  # filelock's, where a disk knows no locks
+            if isinstance(error, OSError) and error.errno not in _DISK:
+                raise
+            reason = str(getattr(error, "strerror", None) or error).lower()
+            log.warning(
+                "%s cannot take copies of chunks (%s): clips of %s are fetched one by one",
+                *(self.copies, reason, self.root),
+            )
+            self.kept = set()
+            raise FileNotFoundError(path) from None
         return path
 
 
@@ -416,9 +421,7 @@ def _downloader(root: str) -> Any:
     return _downloader_of(root, os.getpid())
 
 
-def fetch_file(
-    root: str, name: str, target: Path, pauses: Sequence[float] = _FIRST_PAUSES
-) -> None:
+def fetch_file(root: str, name: str, target: Path, pauses: Sequence[float] = _FIRST_PAUSES) -> None:
     """Fetch a whole object.
 
     Raises:

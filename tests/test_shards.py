@@ -369,7 +369,7 @@ def test_object_storage_gives_the_batches_of_files(remote, packed, source, tmp_p
     assert not copies(tmp_path)
 
 
-def test_a_disk_that_takes_no_copies(remote, source, tmp_path, caplog):
+def test_a_disk_that_takes_no_copies(remote, source, tmp_path, monkeypatch, caplog):
     data = data_of(remote)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -381,6 +381,9 @@ def test_a_disk_that_takes_no_copies(remote, source, tmp_path, caplog):
     assert "cannot take copies of chunks (file too large): clips of s3://bucket/vox are" in (
         caplog.text
     )
+    monkeypatch.setattr(shards, "_ROOM", 1e18)  # more than this disk has
+    assert_same(batches(data_of(remote)), found)
+    assert caplog.text.count("copies of chunks (no space left on device)") == 1
     assert not copies(tmp_path)
 
 
