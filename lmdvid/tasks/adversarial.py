@@ -131,6 +131,8 @@ class AdversarialTask(L.LightningModule):
         if discriminator is not None:
             discriminator._on_before_step = discriminator._on_after_step = lambda: None
         penalised = self.r1 > 0 and self.global_step % max(1, self.discriminator_every) == 0
+        if self._skipping is not None:
+            self._skipping.remember(self.generator, self.discriminator)
 
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
