@@ -200,6 +200,22 @@ def _has_bf16(torch) -> bool:
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def _refuse_stale_addresses() -> None:
+    """Refuse what hangs, or fails to connect, at the first restart, perhaps days after the start.
+
+    torchrun keeps one store for all attempts (torch 2.13; its other kinds of rendezvous always do),
+    where a process that comes first finds the addresses that the earlier attempt left.
+    """
+    more_than_one = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if more_than_one and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UsageError(
+            "torchrun --max-restarts lets processes look for those of an earlier attempt: put "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before `torchrun`, and use --rdzv-backend c10d "
+            "(on one machine --standalone)"
+        )
+
+
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     if text.startswith("Time limit reached"):  # also at once, where a run is resumed after that
@@ -431,6 +447,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def before_instantiate_classes(self) -> None:
             import torch
 
+            _refuse_stale_addresses()
             if self.config.get("subcommand") == "predict":
                 # Nobody is left to take them when the command ends; callbacks write them.
                 self._section()["return_predictions"] = False
