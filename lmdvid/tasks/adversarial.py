@@ -226,8 +226,9 @@ class AdversarialTask(L.LightningModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Go on in the right epoch."""
+        """Go on in the right epoch, after the validation that was to follow the last step."""
         checkpoints.continue_epoch(self.trainer)
+        checkpoints.make_up_validation(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let what a step draws depend on the run's seed, the step and the process alone.
