@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lmdvid import commands
 from lmdvid.commands import UsageError
@@ -374,6 +374,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
     _silence()
     from lightning.fabric.plugins import TorchCheckpointIO
     from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities import rank_zero_info
 
@@ -489,9 +490,11 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
                 raise UsageError(summarise(str(error))) from error
 
         def instantiate_trainer(self, **kwargs):
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer: Any = super().instantiate_trainer(**kwargs)
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
                 trainer.strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
+            if trainer.fast_dev_run:  # in which Lightning 2.6 still has `save_last` write its file
+                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)]
             return trainer
 
     kwargs: dict = {"prog": prog, "allow_abbrev": False}
