@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from runs import Run, experiment, long, prepare
 
 from data_modules.base import DataError
 from data_modules.index import find_clips
-from lmdvid.video import read_clip, write_video
+from lmdvid.video import VideoReadError, probe, read_clip, write_video
 
 pytestmark = pytest.mark.slow
 
@@ -170,16 +171,32 @@ def public():
         yield Path(folder)
 
 
+@contextmanager
+def nobody():
+    """With no more rights than others, as root has."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 def test_a_folder_that_may_not_be_entered(public):
     locked = public / "set/locked"
     locked.mkdir(parents=True)
     locked.chmod(0)
-    before = os.geteuid()
-    try:
-        if before == 0:
-            os.seteuid(65534)  # root may enter everywhere
-        with pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
-            find_clips(public / "set")
-    finally:
-        os.seteuid(before)
-        locked.chmod(0o755)
+    with nobody(), pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
+        find_clips(public / "set")
+    locked.chmod(0o755)
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_a_file_that_may_not_be_read(clips, public, backend):
+    locked = Path(shutil.copy(next(Path(clips, "train").glob("*.mp4")), public / "locked.mp4"))
+    locked.chmod(0)
+    with nobody():
+        for read in (lambda: probe(locked), lambda: read_clip(locked, range(2), backend=backend)):
+            with pytest.raises(VideoReadError, match=r"(?i)locked\.mp4.*permission denied"):
+                read()
