@@ -56,6 +56,9 @@ class FOMM(KeypointTask):
         nonfinite_limit: See `AdversarialTask`.
         start_from: Converted folder or training checkpoint to begin with, as the original's
             adversarial experiments begin with the others' networks.
+
+    Raises:
+        ValueError: If the pictures are too small for the networks.
     """
 
     generator_loss = staticmethod(losses.least_squares_generator_loss)
@@ -94,6 +97,11 @@ class FOMM(KeypointTask):
         nonfinite_limit: int = 10,
         start_from: str | None = None,
     ) -> None:
+        if adversarial > 0 and size < 61:
+            raise ValueError(
+                f"size={size}: the discriminator does not pad, and needs 61 pixels; choose 64 or "
+                "more, or adversarial: 0"
+            )
         inputs = 3 + (keypoints if show_keypoints else 0)
         super().__init__(
             generator=Generator(
