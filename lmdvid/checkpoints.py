@@ -8,8 +8,8 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,25 +79,30 @@ class Trainer(L.Trainer):
     Each of them looks for `last` on its own disk, or is told something of its own; they would load
     different states, or wait for each other for ever.
 
-    While it trains on a GPU, what a progress bar shows is read twice a second: the host has to wait
-    for it, and Lightning's bars would do so at every step.
+    A task puts what a progress bar shows in training into `shown`, tensors by name, instead of
+    logging it with `prog_bar=True`, for which the host would wait at every step. It is read twice a
+    second.
 
     Raises:
         CheckpointError: on every process, if one of them does not find that file.
     """
 
-    _shown: tuple[float, dict[str, Any]] = (-math.inf, {})
+    shown: dict[str, torch.Tensor]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown = {}
+        self._read: dict[str, float] = {}
+        self._read_again = -math.inf
 
     @property
     def progress_bar_metrics(self) -> dict[str, Any]:
-        """Values by the names they were logged by, for a progress bar."""
-        read, values = self._shown
-        now = time.monotonic()
-        here = self.strategy.root_device.type == "cuda" and self.training
-        if not here or now > read + 0.5:
-            values = super().progress_bar_metrics
-            self._shown = now, values
-        return values
+        """Values for a progress bar, by the names they were logged by."""
+        if self.training and self.shown and time.monotonic() > self._read_again:
+            self._read_again = time.monotonic() + 0.5
+            values = torch.stack([value.float() for value in self.shown.values()]).tolist()
+            self._read = dict(zip(self.shown, values, strict=True))
+        return super().progress_bar_metrics | self._read
 
     def _run(
         self,
@@ -232,3 +237,56 @@ def continue_epoch(trainer: L.Trainer) -> None:
             fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH
     elif fit.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
         fit._restart_stage = RestartStage.NONE  # saved at its last batch: the next one is a new one
+
+
+def validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether the run goes on from a checkpoint after whose step comes a validation.
+
+    Lightning takes it for made. For `on_train_start`.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    if not loop.restarted_on_train_batch_end:
+        return False
+    with _as_when_saved(trainer):
+        return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def make_up_validation(trainer: L.Trainer) -> None:
+    """Validate if it is due, as the run that wrote the checkpoint did or would have done.
+
+    What remembers scores, such as a ModelCheckpoint that monitors one, does not know them from the
+    checkpoint. For `on_train_start`, after `continue_epoch`.
+    """
+    if not validation_is_due(trainer):
+        return
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    counts = loop.batch_progress.state_dict()
+    with _as_when_saved(trainer):
+        trainer.validating = True
+        loop.restarting = False  # all of it, whatever an earlier one had come to
+        loop.run()
+        trainer.training = True
+    loop.batch_progress.load_state_dict(counts)  # which go on as if it had been made
+
+
+@contextmanager
+def _as_when_saved(trainer: L.Trainer) -> Iterator[None]:
+    """Let counters say what they did just after a checkpoint was written at a batch's end.
+
+    So do checkpoints that are written in between: their batch is over.
+    """
+    fit: Any = trainer.fit_loop
+    batches, epoch = fit.epoch_loop.batch_progress, fit.epoch_progress
+    # Lightning ends the epoch of its last batch's checkpoint before training begins.
+    ended = batches.is_last_batch and epoch.total.processed == epoch.total.started
+    for part in ("total", "current"):
+        getattr(batches, part).completed += 1
+        for count in ("processed", "completed") if ended else ():
+            setattr(getattr(epoch, part), count, getattr(getattr(epoch, part), count) - 1)
+    try:
+        yield
+    finally:
+        for part in ("total", "current"):
+            getattr(batches, part).completed -= 1
+            for count in ("processed", "completed") if ended else ():
+                setattr(getattr(epoch, part), count, getattr(getattr(epoch, part), count) + 1)
