@@ -552,14 +552,13 @@ def write_shards(
         for group in progress(groups, len(groups)):
             rows += _pack(group, output, Path(folder), result)
     result.clips = len(rows)
-    if rows:
-        for path in root.glob("*.csv"):
-            if not path.name.startswith("."):
-                shutil.copyfile(path, output / path.name)
-        if part:
-            _write_table(output / TABLE.format(part=part), rows)
-        else:
-            _finish(output, rows)
+    for path in root.glob("*.csv"):
+        if not path.name.startswith("."):
+            shutil.copyfile(path, output / path.name)
+    if part:  # even where no clip is in it, so that nobody waits for it
+        _write_table(output / TABLE.format(part=part), rows)
+    elif rows:
+        _finish(output, rows)
     return result
 
 

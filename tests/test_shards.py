@@ -24,7 +24,7 @@ from data_modules.clips import Clips
 from data_modules.index import find_clips
 from data_modules.mug import MUG
 from data_modules.sampling import Encoded, read_frames, read_square
-from data_modules.shards import Shards, write_shards
+from data_modules.shards import Shards, merge_shards, write_shards
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
 from lmdvid.video import VideoReadError, content, write_image, write_video
@@ -187,6 +187,11 @@ def test_machines_pack_parts_of_a_set(source, packed, tmp_path, capsys):
     assert {p.name for p in output.iterdir() if not p.name.startswith("chunk")} == names
     assert_same(batches(data_of(output)), batches(data_of(packed)))
     assert len(StreamingDataset(str(output))) == 7
+    # A part may be empty, and the set may be divided anew.
+    assert write_shards({}, source, output, CHUNK, ".1of2").clips == 0
+    write_shards(find_clips(source), source, output, CHUNK, ".2of2")
+    assert merge_shards(output, [".1of2", ".2of2"]) == 7
+    assert_same(batches(data_of(output)), batches(data_of(packed)))
 
 
 # Reading
