@@ -207,12 +207,12 @@ def prepare(folder: Path, configuration: Mapping) -> Path:
     return folder
 
 
-def together(zygote: Zygote, folder: Path, ranks: int, *more: str) -> list[Run]:
+def together(zygote: Zygote, folder: Path, ranks: int, *more: str, **environment: str) -> list[Run]:
     """The processes of one training, as a cluster's launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", **environment}
     return [
         Run(zygote, folder, *more, rank=rank, LOCAL_RANK=str(rank), **common)
         for rank in range(ranks)

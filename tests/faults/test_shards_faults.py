@@ -1,11 +1,11 @@
-"""A training on shards that is killed ends as an undisturbed one on files does, to the bit."""
+"""Trainings on shards that are killed end as undisturbed ones on files do, to the bit."""
 
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from runs import ALL, Run, experiment, final, prepare, random_moment
+from runs import ALL, Run, experiment, final, long, prepare, random_moment, together
 from storage import Storage
 from test_resume import differences
 
@@ -53,3 +53,16 @@ def test_sigkill_in_the_middle_of_an_epoch(
     assert differences(final(undisturbed("lia")), final(folder)) == []
     copies = [*tmp_path.glob("cache/lmdvid/shards/*/chunk-*.bin")]
     assert bool(copies) == (place == "storage")
+
+
+@long
+def test_two_processes_train_out_of_storage(zygote, storage, packed, undisturbed, tmp_path):
+    """They share the copies on this disk, and end as on files."""
+    root = storage.upload(packed, "clips")
+    folder = prepare(tmp_path / "both", experiment("lia", root, ranks=2))
+    environment = storage.variables | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    runs = together(zygote, folder, 2, **environment)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].said
+    assert differences(final(undisturbed("lia", ranks=2)), final(folder)) == []
+    copies = [path.name for path in tmp_path.glob("cache/lmdvid/shards/*/chunk-*.bin")]
+    assert 0 < len(copies) == len(set(copies))
