@@ -92,7 +92,8 @@ class AnimationNetwork(Protocol):
 class Animator:
     """Moves pictures with a trained network, in bounded memory.
 
-    On an NVIDIA GPU full batches after the second are replayed as one CUDA graph.
+    On an NVIDIA GPU full batches after the third are replayed as one CUDA graph, where a network
+    says of itself that it `replays`.
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
@@ -274,24 +275,27 @@ class Animator:
         def render(codes: Tensor) -> list[Tensor]:
             with self._inference():
                 return [
-                    self.network.render(
-                        s.encoded, codes, s.reference(reference), mode, magnitude
-                    ).float()
-                    for s, reference in zip(subjects, known, strict=True)
+                    self.network.render(s.encoded, codes, reference, mode, magnitude).float()
+                    for s, reference in zip(subjects, counted, strict=True)
                 ]
 
         moved = Recorded(lambda uploaded: render(self._codes(uploaded)))
+        replays = getattr(self.network, "replays", False)
 
         def move(part: Tensor) -> Sequence[Tensor]:
-            return moved(self._upload(part))
+            uploaded = self._upload(part)
+            return moved(uploaded) if replays else moved.function(uploaded)
 
         frames = iter(frames)
-        known = list(references or ())
-        if not known:
+        counted = [
+            s.reference(known)
+            for s, known in zip(subjects, references or (), strict=bool(references))
+        ]
+        if not counted:
             parts = next(self._encoded(frames), None)
             if parts is None:
                 return
-            known = [parts[0][:1]] * len(subjects)
+            counted = [s.reference(parts[0][:1]) for s in subjects]
             for made in at_once(render, parts):
                 yield from zip(*made, strict=True)
         # From here on nothing has to wait for what all have in common.
