@@ -331,15 +331,30 @@ def launch(self, grid):
 JITFunction.__getitem__ = launch
 from lmdvid.ops import kernels
 
-x = torch.zeros(2, 64, 16, 16, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-logits, sums = torch.zeros(2, 3, 16, 16), torch.zeros(2, 64)
-kernels.warp(logits, x, x, x, x, True, False)
-kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, False, False)
-kernels.resample(x, None, sums, sums[0], x, 2, 1, 4, 2, 4.0, 0.2, True)
-kernels.inner(x, x, x, 0.2)
-assert len(compiled) == 4 and all(len(cubin) > 1000 for _, cubin in compiled.values())
-# Sixteen bytes at a time, atomics included.
-for name, (ptx, _) in compiled.items():
+def build(channels, height, width, rows, columns, align_corners):
+    x, made = (
+        torch.zeros(2, channels, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        for size in ((height, width), (rows, columns))
+    )
+    logits, sums = torch.zeros(2, 3, rows, columns), torch.zeros(2, channels)
+    flow = x.shape == made.shape
+    h = made if flow else None
+    kernels.warp(logits, x, h, made, h, flow, align_corners)
+    for ordered in (True, False):
+        kernels.warp_backward(made, h, logits, x, h, logits, x, h, flow, align_corners, ordered)
+    kernels.resample(x, None, sums, sums[0], made, 2, 1, 4, 2, 4.0, 0.2, True)
+    kernels.inner(x, x, x, 0.2)
+    assert len(compiled) == 6 and all(len(cubin) > 1000 for _, cubin in compiled.values())
+
+# The compiler takes a size of 1 for a constant.
+build(1, 1, 1, 1, 1, True)
+build(1, 1, 8, 1, 8, False)
+build(3, 8, 1, 8, 1, True)
+build(3, 8, 9, 1, 1, False)
+build(64, 16, 16, 16, 16, False)
+# Sixteen bytes at a time, atomics included; a fixed order costs more than that anyway.
+for name in compiled.keys() - {"corners_kernel", "gather_kernel"}:
+    ptx, _ = compiled[name]
     assert "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
 assert "add.v4.f32" in compiled["warp_backward_kernel"][0]
 """
