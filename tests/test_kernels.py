@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from test_lia import assert_code, assert_image, generator, golden  # noqa: F401
 from torch.autograd import gradgradcheck
 
 from lmdvid import ops
@@ -18,6 +19,7 @@ from lmdvid.ops import dispatch
 from lmdvid.ops import resample as resampling
 from lmdvid.ops import warp as warping
 from lmdvid.ops.modulation import activate
+from lmdvid.ops.precision import exact
 from lmdvid.ops.resample import resample
 from lmdvid.ops.warp import flow_warp, warp
 
@@ -218,17 +220,34 @@ def test_gradient_penalty_of_a_residual_block():
         assert_close(actual, expected, torch.float32)
 
 
-@KERNELS
-def test_networks_run_on_kernels(monkeypatch):
+@pytest.fixture
+def _few_programs(monkeypatch):
+    """One for all pixels of 64 channels, for what the interpreter counts are programs."""
     if DEVICE.type == "cpu":
-        # One program a sample, for what the interpreter counts are programs.
         from lmdvid.ops import kernels
 
-        monkeypatch.setattr(
-            kernels,
-            "_tile",
-            lambda x, _: [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])],
-        )
+        def tile(x, elements):
+            return [1 << (n - 1).bit_length() for n in (*x.shape[2:], min(x.shape[1], 64))]
+
+        monkeypatch.setattr(kernels, "_tile", tile)
+
+
+@KERNELS
+@pytest.mark.usefixtures("_few_programs")
+@torch.no_grad()
+def test_a_picture_equals_the_original(generator, golden):  # noqa: F811
+    generator = generator.to(DEVICE)
+    with ops.use("triton"), exact(DEVICE):
+        source = generator.encode_source(golden["source"].to(DEVICE))
+        still = torch.zeros(1, 20, device=DEVICE)
+        made = generator.render(source, still, mode="absolute")
+    assert_code(source.appearance.cpu(), golden["appearance"])
+    assert_image(made.cpu(), golden["reference"])
+
+
+@KERNELS
+@pytest.mark.usefixtures("_few_programs")
+def test_networks_run_on_kernels():
     network = Generator(32, 16, 3, width=0.01).to(DEVICE).eval()
     pictures = torch.rand(2, 2, 3, 32, 32, device=DEVICE) * 2 - 1
     clip, layer = torch.randn(2, 3, 2, 4, 4, device=DEVICE), Conv3d(3, 2, 1).to(DEVICE)
