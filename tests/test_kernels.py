@@ -222,14 +222,19 @@ def test_gradient_penalty_of_a_residual_block():
 
 @pytest.fixture
 def _few_programs(monkeypatch):
-    """One for all pixels of 64 channels, for what the interpreter counts are programs."""
+    """As large ones as Triton takes, for what the interpreter counts are programs."""
     if DEVICE.type == "cpu":
         from lmdvid.ops import kernels
 
-        def tile(x, elements):
-            return [1 << (n - 1).bit_length() for n in (*x.shape[2:], min(x.shape[1], 64))]
+        def column(x, *_):
+            return [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])]
+
+        def tile(x, *_):
+            height, width, channels = column(x)
+            return height, width, min(channels, 2**20 // (height * width))
 
         monkeypatch.setattr(kernels, "_tile", tile)
+        monkeypatch.setattr(kernels, "_column", column)
 
 
 @KERNELS
@@ -350,32 +355,29 @@ def launch(self, grid):
 JITFunction.__getitem__ = launch
 from lmdvid.ops import kernels
 
-def build(channels, height, width, rows, columns, align_corners):
-    x, made = (
-        torch.zeros(2, channels, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-        for size in ((height, width), (rows, columns))
-    )
-    logits, sums = torch.zeros(2, 3, rows, columns), torch.zeros(2, channels)
-    flow = x.shape == made.shape
-    h = made if flow else None
-    kernels.warp(logits, x, h, made, h, flow, align_corners)
-    for ordered in (True, False):
-        kernels.warp_backward(made, h, logits, x, h, logits, x, h, flow, align_corners, ordered)
-    kernels.resample(x, None, sums, sums[0], made, 2, 1, 4, 2, 4.0, 0.2, True)
-    kernels.inner(x, x, x, 0.2)
-    assert len(compiled) == 6 and all(len(cubin) > 1000 for _, cubin in compiled.values())
-
-# The compiler takes a size of 1 for a constant.
-build(1, 1, 1, 1, 1, True)
-build(1, 1, 8, 1, 8, False)
-build(3, 8, 1, 8, 1, True)
-build(3, 8, 9, 1, 1, False)
-build(64, 16, 16, 16, 16, False)
-# Sixteen bytes at a time, atomics included; a fixed order costs more than that anyway.
-for name in compiled.keys() - {"corners_kernel", "gather_kernel"}:
-    ptx, _ = compiled[name]
-    assert "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
-assert "add.v4.f32" in compiled["warp_backward_kernel"][0]
+x = torch.zeros(2, 64, 16, 16, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+logits, sums = torch.zeros(2, 3, 16, 16), torch.zeros(2, 64)
+for deterministic in (True, False):
+    kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, False, deterministic)
+kernels.warp(logits, x, x, x, x, True, False)
+kernels.resample(x, None, sums, sums[0], x, 2, 1, 4, 2, 4.0, 0.2, True)
+kernels.resample(x, x, sums, None, x[:, :, :8, :8], 1, 2, 4, 1, 1.0, 0.2, False)
+kernels.inner(x, x, x, 0.2)
+assert len(compiled) == 7 and all(len(cubin) > 1000 for _, cubin in compiled.values())
+# Sixteen bytes at a time.
+for name, (ptx, _) in compiled.items():
+    assert name == "chain_kernel" or "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
+# A size of 1 is a constant to the compiler.
+for c, h, w, align_corners in [(1, 1, 1, True), (3, 1, 5, False), (3, 5, 1, True)]:
+    x, logits, large = (torch.zeros(1, *size) for size in ((c, h, w), (3, h, w), (c, 4, 6)))
+    kernels.warp(logits, x, x, x, x, True, align_corners)
+    kernels.warp(logits, large, None, x, None, False, align_corners)
+    for deterministic in (True, False):
+        kernels.warp_backward(
+            x, x, logits, x, x, logits, x, x, True, align_corners, deterministic
+        )
+    kernels.resample(x, x, None, None, x, 1, 1, 4, 2, 4.0, 0.2, True)
+    kernels.inner(x, None, x, 0.2)
 """
 
 
