@@ -15,8 +15,9 @@ convolution (3x3, 128 channels, 128 px, channels last), measured in the same pro
 The first frame is timed from the start of `lmdvid animate` to its end, for one driving picture and
 a small network. On trained weights, those of `puppets` in the box at 128 px, bfloat16 is judged:
 16 held-out puppets each in the motion of another, 256 frames, beside float32 and beside what was
-drawn. The memory is what a process grows by, from the loaded network to its peak, while
-a 64 px network animates a clip of 3,000 frames from file to file. Writes
+drawn. The same network and that of 256 px are also timed compiled, by turns with themselves as they
+are; their compilation is not in it. The memory is what a process grows by, from the loaded network
+to its peak, while a 64 px network animates a clip of 3,000 frames from file to file. Writes
 benchmarks/results/animate.json.
 """
 
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -42,14 +43,14 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `lmdvid` does; for all 
 import torch
 import torch.nn.functional as F
 from demo import processor
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_modules.puppets import Puppets
 from lmdvid.animate import Animator
 from lmdvid.networks.lia import Generator
-from lmdvid.pretrained import save_network
+from lmdvid.pretrained import load_network, save_network
 from lmdvid.video import VideoWriter, write_image
 
 RESULT = Path(__file__).resolve().parent / "results" / "animate.json"
@@ -211,6 +212,35 @@ def trained() -> dict[str, object]:
     }
 
 
+def compiled(network: nn.Module, dtype: torch.dtype, rounds: int) -> dict[str, object]:
+    """Milliseconds per frame as it is and compiled, by turns; seconds that compiling takes."""
+    animators = [Animator(network, dtype, compile=compile) for compile in (False, True)]
+    size, frames = animators[0].size, max(4, animators[0].batch_size)
+    source, *driving = torch.rand(frames + 1, 3, size, size) * 2 - 1
+    streams = [
+        animator.stream(source, (frame for _ in iter(int, 1) for frame in driving))
+        for animator in animators
+    ]
+
+    def run(stream: Iterator[Tensor], batches: int = 1) -> float:
+        return seconds(lambda: [next(stream) for _ in range(batches * frames)])
+
+    # Two batches, which compile, and another two.
+    first, second = ([run(stream, 2) for _ in range(2)] for stream in streams)
+    plain, fast = zip(*([run(stream) for stream in streams] for _ in range(rounds)), strict=True)
+    ratios = [one / other for one, other in zip(plain, fast, strict=True)]
+    return {
+        "size": size,
+        "dtype": str(dtype)[6:],
+        "seconds_to_compile": round(second[0] - first[0], 1),
+        "milliseconds_per_frame": round(1000 * statistics.median(plain) / frames, 2),
+        "milliseconds_per_frame_compiled": round(1000 * statistics.median(fast) / frames, 2),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_lowest": round(min(ratios), 2),
+        "ratio_highest": round(max(ratios), 2),
+    }
+
+
 def growth(folder: Path) -> float:
     """Megabytes by which a process grows that animates `clip.mp4`; Linux."""
     animator = Animator(Generator(64, width=0.25).eval())
@@ -318,6 +348,12 @@ def main() -> None:
         contender()
     rounds = [{n: seconds(run) for n, run in contenders.items()} for _ in range(options.rounds)]
 
+    dtypes = (torch.float32, torch.bfloat16)
+    compilations = [
+        compiled(load_network("puppets"), dtype, 10 * options.rounds) for dtype in dtypes
+    ]
+    compilations += [compiled(network, dtype, options.rounds) for dtype in dtypes]
+
     def figures(name: str) -> dict[str, object]:
         dtype = animators[name].dtype
         ratios = [round_["reference"] / round_[name] for round_ in rounds]
@@ -358,6 +394,7 @@ def main() -> None:
         "difference_float32": {"largest": closely.max().item(), "mean": closely.mean().item()},
         "difference_default": {"largest": default.max().item(), "mean": default.mean().item()},
         "difference_bfloat16_trained": judged,
+        "compiled": compilations,
         "first_frame_seconds": round(statistics.median(starts), 2),
         "long_clip": {"frames": options.clip, "size": 64, "memory_growth_mb": round(grown)},
     }
