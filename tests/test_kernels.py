@@ -322,6 +322,12 @@ def test_the_implementation_is_chosen(monkeypatch):
         activate(x)
 
 
+def test_the_choice_of_implementation_is_a_constant_to_the_compiler():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(dispatch._usable).items()
+    assert vars(marked)
+
+
 def test_an_experiment_chooses_the_implementation():
     from lmdvid.callbacks import Operations
 
