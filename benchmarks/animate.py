@@ -47,7 +47,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_modules.puppets import Puppets
 from lmdvid.animate import Animator
 from lmdvid.networks.lia import Generator
 from lmdvid.pretrained import load_network, save_network
@@ -181,6 +180,8 @@ def difference_of(network: Generator, source: Tensor, driving: Tensor) -> Tensor
 
 def trained() -> dict[str, object]:
     """How far bfloat16 and float32 are apart, and each from the truth, on held-out puppets."""
+    from data_modules.puppets import Puppets  # here, since gpu.py imports this on bare machines
+
     with tempfile.TemporaryDirectory() as folder:
         data = Puppets(
             folder, size=128, train_identities=1, test_identities=16, clip_frames=16,
