@@ -257,7 +257,9 @@ def _build(path: Path, name: str, config: dict[str, Any], numbers: int) -> nn.Mo
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module):
         raise WeightsError(f"{path} asks for {name!r}, which this version does not have")
     try:
-        with torch.device("meta"):  # a configuration may ask for any amount of memory
+        # A configuration may ask for any amount of memory. (Networks that compute nothing when they
+        # are made, besides drawing random numbers, spare the start a second: see test_box.py.)
+        with torch.device("meta"):
             parts = cls(**config).state_dict().values()
         if (asked := sum(value.numel() for value in parts)) > numbers:
             raise WeightsError(
