@@ -23,8 +23,9 @@ from data_modules.base import DataError, VideoDataModule
 from data_modules.clips import Clips
 from data_modules.index import find_clips
 from data_modules.mug import MUG
+from data_modules.packing import Written, merge_shards, write_shards
 from data_modules.sampling import Encoded, read_frames, read_square
-from data_modules.shards import Shards, merge_shards, write_shards
+from data_modules.shards import Shards
 from data_modules.voxceleb import VoxCeleb
 from lmdvid import cli
 from lmdvid.video import VideoReadError, content, write_image, write_video
@@ -60,7 +61,7 @@ def packed(source, tmp_path_factory) -> Path:
     return folder
 
 
-def pack(source: Path, output: Path) -> shards.Written:
+def pack(source: Path, output: Path) -> Written:
     return write_shards(find_clips(source), source, output, CHUNK)
 
 
@@ -135,7 +136,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(source, packed, tmp_path
     script = (
         "import os, pathlib, signal, sys\n"
         "from data_modules.index import find_clips\n"
-        "from data_modules.shards import write_shards\n"
+        "from data_modules.packing import write_shards\n"
         "source, output = map(pathlib.Path, sys.argv[1:])\n"
         "def until_killed(pieces, count):\n"
         "    for number, piece in enumerate(pieces):\n"

@@ -125,7 +125,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _shards(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Pack clips, without encoding them again."""
     from data_modules.index import find_clips
-    from data_modules.shards import write_shards
+    from data_modules.packing import write_shards
     from lmdvid import prepare
     from lmdvid.video import ARRAY_SUFFIXES, VIDEO_SUFFIXES
 
@@ -172,7 +172,7 @@ def _shown(pieces: Iterable[Any], count: int) -> Iterable[Any]:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from data_modules.shards import merge_shards, parts_of
+    from data_modules.packing import merge_shards, parts_of
     from lmdvid.prepare import PrepareError, locked, merge, merge_lists
 
     output = Path(options.output).expanduser()

@@ -10,7 +10,7 @@ from storage import Storage
 from test_resume import differences
 
 from data_modules.index import find_clips
-from data_modules.shards import write_shards
+from data_modules.packing import write_shards
 
 pytestmark = pytest.mark.slow
 
