@@ -205,15 +205,15 @@ def _animate_all(
     timeout: float,
 ) -> Summary:
     summary = Summary(ledger.folder / SUMMARY)
-    todo = []
+    todo, retried = [], {}
     for pair in pairs:
         outcome = ledger.outcome(pair)
-        if outcome is None or (retry_failed and outcome["status"] == "failed"):
-            todo.append(pair)
-        else:
+        if outcome is not None and not (retry_failed and outcome["status"] == "failed"):
             _count(summary, pair, outcome, mine=False)
-    earlier = {pair.output: ledger.outcome(pair) for pair in todo}
-    retried = {name: outcome["time"] for name, outcome in earlier.items() if outcome}
+            continue
+        todo.append(pair)
+        if outcome is not None:
+            retried[pair.output] = outcome["time"]
     try:
         with _bar(len(todo), progress) as advance:
 
@@ -223,7 +223,7 @@ def _animate_all(
 
             while todo:
                 elsewhere = _round(todo, settings, ledger, retried, jobs, timeout, settle)
-                todo = _wait(elsewhere, ledger, settle)
+                todo = _wait(elsewhere, ledger, retried, settle)
     finally:
         _write_table(summary.table, pairs, ledger)
     return summary
@@ -266,7 +266,7 @@ def _round(
                     with ledger.claim(pair) as mine:
                         if mine:
                             ledger.note(pair, "failed", 0.0, reason)
-                    answer = ledger.outcome(pair)
+                    answer = ledger.outcome(pair, retried.get(pair.output))
                 if answer is None or answer["status"] == "elsewhere":
                     elsewhere.append(pair)
                 elif answer["status"] == "full":
@@ -276,14 +276,16 @@ def _round(
     return elsewhere
 
 
-def _wait(pairs: Sequence[Pair], ledger: "Ledger", settle: Settle) -> list[Pair]:
+def _wait(
+    pairs: Sequence[Pair], ledger: "Ledger", retried: Mapping[str, int], settle: Settle
+) -> list[Pair]:
     """Wait for pairs that another invocation is at; return those that it left undone."""
     left, orphans = list(pairs), []
     while left:
         waiting = []
         for pair in left:
             with ledger.claim(pair) as mine:
-                outcome = ledger.outcome(pair)
+                outcome = ledger.outcome(pair, retried.get(pair.output))
             if outcome is not None:
                 settle(pair, outcome, False)
             elif mine:
@@ -321,6 +323,7 @@ class Ledger:
         self._locks = (folder / _LOCKS).open("a+b")
         self._read = 0
         self._notes: dict[str, dict[str, Any]] = {}
+        self._made: set[str] = set()
 
     def close(self) -> None:
         """Give up all locks."""
@@ -338,11 +341,14 @@ class Ledger:
         finally:
             self._unlock(place)
 
-    def outcome(self, pair: Pair) -> dict[str, Any] | None:
-        """What was noted of a pair, if it still holds: same files, same manner, output there."""
+    def outcome(self, pair: Pair, retried: int | None = None) -> dict[str, Any] | None:
+        """What was noted of a pair, if it still holds: same files, same manner, output there.
+
+        `retried` is the time of a note that does not count, since the pair is tried again.
+        """
         self._refresh()
         note = self._notes.get(pair.output)
-        if note is None or note["facts"] != self._facts(pair):
+        if note is None or note["time"] == retried or note["facts"] != self._facts(pair):
             return None
         if note["status"] == "done" and note["bytes"] != _size(self.folder / pair.output):
             return None
@@ -351,8 +357,7 @@ class Ledger:
     def is_mine(self, pair: Pair) -> bool:
         """Whether the file that has the output's name was made here, so that it may be replaced."""
         self._refresh()
-        note = self._notes.get(pair.output)
-        return note is not None and note["status"] == "done"
+        return pair.output in self._made
 
     def note(
         self, pair: Pair, status: str, seconds: float, error: str = "", size: int | None = None
@@ -385,10 +390,12 @@ class Ledger:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                with suppress(ValueError, AttributeError):
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
                     note = json.loads(line)
                     if note.keys() == _NOTE:
                         self._notes[note["output"]] = note
+                        if note["status"] == "done":
+                            self._made.add(note["output"])
 
     def _facts(self, pair: Pair) -> list[Any]:
         return [self.same, _state(pair.source), _state(pair.driving)]
@@ -533,8 +540,8 @@ class _Worker:
             if not mine:
                 yield {"status": "elsewhere"}
                 return
-            outcome = self.ledger.outcome(pair)
-            if outcome is not None and outcome["time"] != retried:
+            outcome = self.ledger.outcome(pair, retried)
+            if outcome is not None:
                 yield outcome | {"mine": False}
                 return
             # In a thread, so that this one can tell how it goes.
@@ -586,8 +593,12 @@ class _Worker:
         root = self.folder.resolve()
         if not target.parent.resolve().is_relative_to(root):
             raise JobError(f"{target} leads out of {self.folder} by a link")
-        if os.path.lexists(target) and not self.ledger.is_mine(pair):
-            raise JobError(f"{target} is there, but was not made by this: move it away")
+        if os.path.lexists(target):
+            if not self.ledger.is_mine(pair):
+                raise JobError(f"{target} is there, but was not made by this: move it away")
+            # It no longer holds. Where it stayed, and the new one failed, it would pass for that;
+            # and one of the same size for the new one, should this process end before the rename.
+            target.unlink()
 
 
 def _words(error: Exception) -> str:

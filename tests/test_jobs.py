@@ -159,6 +159,76 @@ def test_failures_are_left_alone_or_tried_again_and_nothing_of_others_is_touched
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_new_failure_leaves_no_old_output_and_does_not_bar_the_next(place, tmp_path):
+    """Else the folder would show what belongs to other files than the table says."""
+    source, kept = place / "changing.png", place / "face4.png"
+    pairs = [Pair(str(source), str(place / "clip0.mp4"), "a.mp4")]
+    picture = kept.read_bytes()
+    for content, status in ((picture, "done"), (b"none", "failed"), (picture, "done")):
+        source.write_bytes(content)
+        made = animate_pairs(pairs, place / "network", tmp_path)
+        assert [*made.done, *made.failed] == ["a.mp4"]
+        assert ("a.mp4" in made.done) == (status == "done")
+        assert (tmp_path / "a.mp4").exists() == (status == "done")
+
+
+ANOTHER = """
+import json, sys
+from pathlib import Path
+from lmdvid.jobs import Ledger, Pair
+
+folder = Path(sys.argv[1])
+old = json.loads((folder / ".lmdvid_jobs.jsonl").read_text())
+ledger, pair = Ledger(folder, old["facts"][0]), Pair(*sys.argv[2:])
+with ledger.claim(pair) as mine:
+    print(mine, flush=True)
+    if sys.stdin.readline():
+        (folder / pair.output).write_bytes(b"video")
+        ledger.note(pair, "done", 1.0, size=5)
+"""
+
+
+@pytest.mark.parametrize("word", ["made", "killed"])
+def test_of_two_invocations_that_retry_one_takes_what_the_other_makes(
+    place, tmp_path, monkeypatch, word
+):
+    """The note of the failure that both try again says nothing of how it went this time."""
+    pair = Pair(str(place / "face0.png"), str(place / "clip0.mp4"), "a.mp4")
+    (tmp_path / "a.mp4").write_bytes(b"in the way")
+    assert "move it away" in animate_pairs([pair], place / "network", tmp_path).failed["a.mp4"]
+    (tmp_path / "a.mp4").unlink()
+    other = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER, str(tmp_path), pair.source, pair.driving, pair.output],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    looks = []
+
+    def look(seconds: float) -> None:  # by now the pair was found to be elsewhere
+        looks.append(seconds)
+        if word == "killed":
+            other.kill()
+        elif len(looks) == 1:
+            other.communicate(word)
+        other.wait()
+
+    monkeypatch.setattr(jobs.time, "sleep", look)
+    made = animate_pairs([pair], place / "network", tmp_path, retry_failed=True)
+    other.communicate()
+    assert len(looks) == 1
+    expected = {
+        "made": ([], ["a.mp4"], {}),
+        "killed": (["a.mp4"], [], {}),
+    }
+    assert (made.done, made.kept, made.failed) == expected[word]
+    assert len(notes(tmp_path)) == 2
+
+
 DEADLY = """
 import os, signal, sys, time
 from lmdvid.video import workers
