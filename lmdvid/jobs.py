@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from inspect import signature
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -69,6 +71,16 @@ class Summary:
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.done)} pairs animated, {len(self.kept)} were there already, "
+            f"{len(self.failed)} failed (see {self.table})"
+        )
+
+    def failures(self) -> list[str]:
+        """A line for each of the first that failed."""
+        return [f"{name}: {reason}" for name, reason in islice(self.failed.items(), 20)]
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
@@ -162,7 +174,7 @@ def animate_pairs(
         pairs: with outputs of different names.
         checkpoint: see `Animator.from_pretrained`.
         output: folder of the results.
-        how: keyword arguments of `Animator.animate_file` as plain data, such as `{"fit": "pad"}`.
+        how: options of `Animator.animate_file` as plain data, such as `{"fit": "pad"}`.
         device: see `choose_device`.
         dtype: `float32` or `bfloat16`, see `Animator`.
         batch_size: see `Animator`.
@@ -172,19 +184,20 @@ def animate_pairs(
         timeout: seconds without a new frame after which a pair counts as hanging.
 
     Raises:
-        JobError: The checkpoint is not there, results cannot be written, or the disk is full.
+        JobError: The checkpoint is not there, there is no such option, results cannot be written,
+            or the disk is full.
         StartError: The processes do not start, for example since the checkpoint cannot be loaded.
     """
-    output = Path(output)
+    output, how = Path(output), _complete(how or {})
     settings = {
         "checkpoint": str(checkpoint),
         "output": str(output),
-        "how": dict(how or {}),
+        "how": how,
         "device": device,
         "dtype": dtype,
         "batch_size": batch_size,
         "threads": max(1, workers.cores() // jobs),
-        "same": _digest([_facts_of_checkpoint(Path(checkpoint)), dict(how or {}), dtype]),
+        "same": _digest([_facts_of_checkpoint(Path(checkpoint)), how, dtype]),
     }
     try:
         (output / _PARTS).mkdir(parents=True, exist_ok=True)
@@ -193,6 +206,20 @@ def animate_pairs(
         raise JobError(f"cannot write to {output}: {str(error.strerror).lower()}") from None
     with closing(ledger):
         return _animate_all(pairs, settings, ledger, jobs, retry_failed, progress, timeout)
+
+
+def _complete(how: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of `Animator.animate_file`: one that is not given is the same as its default."""
+    from lmdvid.animate import Animator
+
+    known = {
+        name: parameter.default
+        for name, parameter in signature(Animator.animate_file).parameters.items()
+        if parameter.default is not parameter.empty and name != "progress"
+    }
+    if unknown := how.keys() - known:
+        raise JobError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return known | dict(how) | {"edit": how.get("edit") or None}
 
 
 def _animate_all(

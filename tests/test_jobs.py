@@ -10,13 +10,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
+from data_modules.pairs import Pairs
 from lmdvid import cli, jobs
+from lmdvid.callbacks import PredictionVideos
 from lmdvid.jobs import JobError, Pair, animate_pairs, read_pairs
 from lmdvid.networks.lia import Generator
 from lmdvid.pretrained import save_network
+from lmdvid.tasks.adversarial import PredictionError
+from lmdvid.tasks.lia import LIA
 from lmdvid.video import probe, write_image, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,6 +232,46 @@ def test_of_two_invocations_that_retry_one_takes_what_the_other_makes(
     }
     assert (made.done, made.kept, made.failed) == expected[word]
     assert len(notes(tmp_path)) == 2
+
+
+def predict(checkpoint: Path | None, table: Path, output: Path, folder: Path, **options) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[PredictionVideos(str(folder))],
+    )
+    task = LIA(size=32, dim=16, directions=3, width=0.02, perceptual="none")
+    if checkpoint is not None and not checkpoint.exists():
+        trainer.strategy.connect(task)
+        trainer.save_checkpoint(checkpoint)
+    data = Pairs(str(table), str(output), **options)
+    trainer.predict(task, data, ckpt_path=checkpoint, return_predictions=False)
+
+
+def test_predict_and_animate_do_the_same_and_go_on_where_the_other_stopped(place, tmp_path, capsys):
+    checkpoint, out, folder = tmp_path / "a.ckpt", tmp_path / "out", tmp_path / "unused"
+    rows = [("face0.png", "clip0.mp4"), ("face1.png", "broken.mp4"), ("face2.png", "clip2.mp4")]
+    few = write_pairs(place / "two.csv", *rows[:2])
+    with pytest.raises(PredictionError, match=r"failed\n  face1__broken.mp4: cannot read .*broken"):
+        predict(checkpoint, few, out, folder, how={"mode": "absolute"})
+    assert "1 pairs animated, 0 were there already, 1 failed" in capsys.readouterr().out
+    pairs = read_pairs(write_pairs(place / "three.csv", *rows))
+    how = {"mode": "absolute", "magnitude": 1.0, "edit": {}}  # what is not given is the default
+    made = animate_pairs(pairs, checkpoint, out, how)
+    assert (made.done, made.kept) == (["face2__clip2.mp4"], ["face0__clip0.mp4"])
+    assert Counter(row["status"] for row in summary(out).values()) == {"done": 2, "failed": 1}
+    anew = animate_pairs(pairs[:1], checkpoint, tmp_path / "anew", how)
+    first, second = (folder / "face0__clip0.mp4" for folder in (out, anew.table.parent))
+    assert first.read_bytes() == second.read_bytes()
+    assert not folder.exists()
+
+    with pytest.raises(PredictionError, match="which network animates the pairs"):
+        predict(None, few, out, folder)
+    with pytest.raises(JobError, match="no option fitt; there are mode, fit"):
+        predict(checkpoint, few, out, folder, how={"fitt": "pad"})
 
 
 DEADLY = """
