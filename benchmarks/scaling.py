@@ -16,6 +16,7 @@ which sending hides, but for the last bucket of each pass.
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -26,15 +27,28 @@ from lightning.pytorch import LightningModule
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ("lia_voxceleb", "inmodegan_voxceleb_128", "inmodegan_bair")
 GPUS = (1, 2, 4, 8, 16, 32, 64)
-BUCKET = 25 * 2**20  # bytes, DDP's own
+BUCKETS = (2**20, 25 * 2**20)  # bytes, the first one and the others, DDP's own
 PASSES = 2  # backward: generator, discriminator
 HIDING = 0.5  # share of a step under which sending hides
 
 
-def bytes_per_step(task: LightningModule) -> int:
-    """Bytes of gradients that each process of a training contributes in a step."""
-    trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
-    return PASSES * trained
+def bytes_per_step(task: LightningModule, limits: Sequence[float] = BUCKETS) -> int:
+    """Bytes of gradients that each process of a training contributes in a step.
+
+    Each pass sends the buckets that hold weights of its network.
+
+    Args:
+        task: with a generator and a discriminator.
+        limits: bytes at which DDP closes the first bucket, the second, ..., and all others.
+    """
+    networks = [{*task.generator.parameters()}, {*task.discriminator.parameters()}]
+    total, closed, size, owners = 0, 0, 0, set()
+    for parameter in filter(lambda p: p.requires_grad, task.parameters()):
+        size += parameter.numel() * parameter.element_size()
+        owners |= {i for i, network in enumerate(networks) if parameter in network}
+        if size >= limits[min(closed, len(limits) - 1)]:
+            total, closed, size, owners = total + size * len(owners), closed + 1, 0, set()
+    return total + size * len(owners)
 
 
 def seconds_sending(
@@ -51,7 +65,7 @@ def efficiency(
 ) -> float:
     """Share of n times one GPU's clips per second."""
     rates = (gpus, per_node, within, between)
-    shown = seconds_sending(PASSES * min(BUCKET, amount), *rates)
+    shown = seconds_sending(PASSES * min(BUCKETS[-1], amount / PASSES), *rates)
     shown = max(shown, seconds_sending(amount, *rates) - HIDING * step)
     return step / (step + shown)
 

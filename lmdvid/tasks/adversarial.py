@@ -14,6 +14,7 @@ from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
 from lmdvid.tasks import nonfinite as bad_numbers
+from lmdvid.tasks.gradients import send_what_learns
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 __all__ = [
@@ -224,8 +225,9 @@ class AdversarialTask(L.LightningModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Go on in the right epoch."""
+        """Go on in the right epoch; let processes send no gradients of the network that rests."""
         checkpoints.continue_epoch(self.trainer)
+        send_what_learns(self.trainer.strategy.model)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let what a step draws depend on the run's seed, the step and the process alone.
