@@ -4,8 +4,9 @@
 
 One command, within ten minutes on an H100; needs torch, triton, einops and numpy, not the rest of
 lmdvid's requirements. First every operation and all its gradients are held against the definition
-in float64 on the CPU; where one is wrong, nothing is timed. Contenders of a row run by turns, each
-after a write that empties the cache, and the medians of GPU time are compared:
+in float64 on the CPU; where one is wrong, nothing is timed. Processes beside each other do that and
+compile what is going to be timed. Then contenders of a row run by turns, each after a write that
+empties the cache and lets the host run ahead, and the medians of GPU time are compared:
 
 - operations: the chain of PyTorch calls that defines them, and that chain by `torch.compile`;
 - training: LIA's step with L1 and adversarial loss (no perceptual network, which both sides would
@@ -15,7 +16,8 @@ after a write that empties the cache, and the medians of GPU time are compared:
   in float32.
 
 The floor of an operation is the time to read and write each tensor once at the rate of a large
-copy, measured first. `torch.compile` is timed as long as minutes are left; rows without it say so.
+copy, measured first. Flows are smooth, as those of pictures are, but for one row. `torch.compile`
+is timed as long as minutes are left; rows without it say so.
 Writes benchmarks/results/gpu.json. `--dry` runs all of it at toy size on a CPU, with interpreted
 kernels, to show that it runs through: its times mean nothing, and it writes where `--output` says.
 """
@@ -24,6 +26,7 @@ import argparse
 import copy
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import sys
@@ -31,7 +34,9 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -54,8 +59,10 @@ from lmdvid.networks.layers import ImageDiscriminator, channels
 from lmdvid.networks.lia import Generator
 from lmdvid.ops import dispatch, reference
 from lmdvid.ops.modulation import activate
+from lmdvid.ops.recording import Recorded
 from lmdvid.ops.resample import resample
 from lmdvid.ops.warp import flow_warp, warp
+from lmdvid.tasks.finite import Watch, finite_gradient
 
 ROOT = Path(__file__).resolve().parent.parent
 DRY = "--dry" in sys.argv
@@ -131,37 +138,49 @@ def operations() -> Iterator[tuple[str, Callable[..., Any], Callable[[torch.dtyp
     )
 
 
-def check() -> list[Row]:
-    """Every operation, dtype and layout; stops at the first that is wrong.
+def check_one(given: tuple[int, torch.dtype, bool]) -> Row:
+    """The error of one combination.
 
     Positions within rounding of a pixel's centre have another derivative on each side: there the
     seed is tried again, three times at most.
     """
-    rows = []
-    for name, operation, inputs in operations():
-        for dtype in CLOSE:
-            for last in (False, True):
-                if DRY and (last or dtype == torch.float16):
-                    continue
-                for seed in range(3):
-                    torch.manual_seed(seed)
-                    error = worst_error(operation, inputs(dtype, last))
-                    if error < CLOSE[dtype]:
-                        break
-                else:
-                    raise SystemExit(f"{name}, {dtype}, channels_last={last}: error {error:.1e}")
-                layout = "channels_last" if last else "contiguous"
-                rows.append({"operation": name, "dtype": NAMES[dtype], "layout": layout}
-                            | {"error": float(f"{error:.1e}")})  # fmt: skip
-    return rows
+    number, dtype, last = given
+    name, operation, inputs = list(operations())[number]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        error = worst_error(operation, inputs(dtype, last))
+        if error < CLOSE[dtype]:
+            break
+    layout = "channels_last" if last else "contiguous"
+    row = {"operation": name, "dtype": NAMES[dtype], "layout": layout}
+    return row | {"error": float(f"{error:.1e}")}
+
+
+def checks() -> list[tuple[int, torch.dtype, bool]]:
+    """Every operation, dtype and layout."""
+    return [
+        (number, dtype, last)
+        for number in range(len(list(operations())))
+        for dtype in CLOSE
+        for last in (False, True)
+        if not (DRY and (last or dtype == torch.float16))
+    ]
+
+
+def judge(rows: list[Row]) -> None:
+    limits = {NAMES[dtype]: limit for dtype, limit in CLOSE.items()}
+    wrong = [row for row in rows if not row["error"] < limits[row["dtype"]]]
+    if wrong:
+        raise SystemExit("wrong:\n" + "\n".join(str(row) for row in wrong))
+    print(f"{len(rows)} combinations of operation, dtype and layout are correct", flush=True)
 
 
 # Time
 
 
 def empty_cache() -> Tensor:
-    """More than any cache holds; writing it also gives the host time to run ahead."""
-    return torch.empty(1 if DRY else 2**28, dtype=torch.int8, device=DEVICE)
+    """More than any cache holds; writing it takes so long that the host has launched the rest."""
+    return torch.empty(1 if DRY else 2**32, dtype=torch.int8, device=DEVICE)
 
 
 def milliseconds(work: Callable[[], object], cache: Tensor | None) -> float:
@@ -215,85 +234,134 @@ def compiled(function: Callable[..., Any], given: list[Tensor]) -> Callable[...,
     return peer
 
 
-def compare(
-    name: str, rate: float, moved: tuple[int, int], ours: Callable, plain: Callable, given: list
-) -> list[Row]:
-    """Rows for the forward pass alone and with the backward one; `moved` are bytes of each."""
-    peers = {"ours": ours, "eager": plain}
-    if (peer := compiled(plain, given)) is not None:
-        peers["compiled"] = peer
-    with torch.no_grad():
-        made = ours(*given)
-    made = made if isinstance(made, tuple) else (made,)
-    weights = [torch.randn_like(m) for m in made]
+@dataclass
+class Case:
+    """One row: `moved` are the bytes of the forward pass alone and of both."""
 
-    def forward(function: Callable) -> Callable[[], object]:
+    name: str
+    moved: tuple[int, int]
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    given: Callable[[], list[Tensor]]
+
+    def forward(self, function: Callable, given: list[Tensor]) -> Callable[[], object]:
         def run() -> object:
             with torch.no_grad():
                 return function(*given)
 
         return run
 
-    def both(function: Callable) -> Callable[[], object]:
+    def both(self, function: Callable, given: list[Tensor]) -> Callable[[], object]:
+        with torch.no_grad():
+            made = function(*given)
+        weights = [torch.randn_like(m) for m in (made if isinstance(made, tuple) else (made,))]
         return lambda: torch.autograd.grad(function(*given), given, weights)
 
+
+def compare(case: Case, rate: float) -> list[Row]:
+    """Rows for the forward pass alone and with the backward one."""
+    torch.manual_seed(0)
+    given = case.given()
+    peers = {"ours": case.ours, "eager": case.plain}
+    if (peer := compiled(case.plain, given)) is not None:
+        peers["compiled"] = peer
     rows = []
-    for direction, size, way in zip(("forward", "both"), moved, (forward, both), strict=True):
-        times = medians({n: way(function) for n, function in peers.items()})
+    for direction, size in zip(("forward", "both"), case.moved, strict=True):
+        way = getattr(case, direction)
+        times = medians({n: way(function, given) for n, function in peers.items()})
         floor = size / rate
-        row: Row = {"what": name, "direction": direction}
+        row: Row = {"what": case.name, "direction": direction}
         row |= {f"{n}_ms": round(t, 4) for n, t in times.items()}
         row["times_eager"] = round(times["eager"] / times["ours"], 2)
         if "compiled" in times:
             row["times_compiled"] = round(times["compiled"] / times["ours"], 2)
         rows.append(row | {"floor_ms": round(floor, 4), "of_copy": round(floor / times["ours"], 3)})
-        print(f"{name} {direction}: {row['times_eager']} times eager", flush=True)
     return rows
 
 
-def warp_rows(rate: float) -> list[Row]:
-    sides = [4] if DRY else [256, 128, 64, 32, 16, 8]
-    rows = []
-    for dtype in (torch.bfloat16, torch.float32):
-        for batch in (1,) if DRY else (8, 32):
-            for side in sides:
-                c = 2 if DRY else channels(side)
-                shape = (batch, c, side, side)
-                given = [draw(batch, 3, side, side), *(draw(*shape, dtype=dtype, last=True),) * 2]
-                given[2] = given[2].detach().clone().requires_grad_()
-                one, planes = given[1].numel() * dtype.itemsize, given[0].numel() * 4
-                # Forward: features, h, two results, logits. Backward: two gradients, features, h,
-                # and their two gradients; logits and their gradient.
-                moved = (4 * one + planes, 10 * one + 3 * planes)
-                rows += compare(
-                    f"flow warp {c}x{side}x{side}, B={batch}, {NAMES[dtype]}",
-                    rate,
-                    moved,
-                    lambda o, f, h: flow_warp(o, f, h, align_corners=True, impl="triton"),
-                    lambda o, f, h: reference.flow_warp(o, f, h, True),
-                    given,
-                )
-    return rows
+def warm_up(number: int) -> str:
+    """Compile what a case needs, in another process: its results lie in the compilers' caches."""
+    case = cases()[number]
+    given = case.given()
+    peers = [case.ours, case.plain, compiled(case.plain, given)]
+    for function in filter(None, peers):
+        case.forward(function, given)()
+        case.both(function, given)()
+    if not DRY:
+        del given
+        torch.cuda.empty_cache()
+    return case.name
 
 
-def filter_rows(rate: float) -> list[Row]:
-    rows = []
-    for dtype in (torch.bfloat16, torch.float32):
-        for batch, side in [(1, 6)] if DRY else [(8, 256), (8, 64), (32, 256), (32, 64)]:
-            c = 2 if DRY else channels(side)
-            # What a doubling of the decoder ends with.
-            given = [draw(batch, c, side + 1, side + 1, dtype=dtype, last=True)]
-            given += [draw(batch, c), draw(c)]
-            one = given[0].numel() * dtype.itemsize
-            rows += compare(
-                f"filter, scale, bias, activation {c}x{side}x{side}, B={batch}, {NAMES[dtype]}",
-                rate,
-                # Forward: x and the result. Backward: its gradient, both again, the gradient of x.
-                (2 * one, 6 * one),
-                lambda x, s, b: resample(x, gain=4.0, scale=s, bias=b, slope=0.2, impl="triton"),
-                lambda x, s, b: reference.resample(x, 1, 1, 1, 4.0, s, b, 0.2),
-                given,
-            )
+def smooth(batch: int, side: int) -> Tensor:
+    """Logits of a flow as of a picture that moves: displacements of up to a few pixels' change."""
+    coarse = torch.randn(batch, 3, min(side, 8), min(side, 8), device=DEVICE)
+    return F.interpolate(coarse, side, mode="bicubic").requires_grad_()
+
+
+def warp_case(side: int, batch: int, dtype: torch.dtype, noise: bool = False) -> Case:
+    c = 2 if DRY else channels(side)
+    shape = (batch, c, side, side)
+    one, planes = math.prod(shape) * dtype.itemsize, batch * 3 * side * side * 4
+    return Case(
+        f"flow warp {c}x{side}x{side}, B={batch}, {NAMES[dtype]}{', white noise' if noise else ''}",
+        # Forward: features, h, two results, logits. Backward: two gradients, features, h, and
+        # their two gradients; logits and their gradient.
+        (4 * one + planes, 10 * one + 3 * planes),
+        lambda o, f, h: flow_warp(o, f, h, align_corners=True, impl="triton"),
+        lambda o, f, h: reference.flow_warp(o, f, h, True),
+        lambda: [
+            draw(batch, 3, side, side) if noise else smooth(batch, side),
+            *(draw(*shape, dtype=dtype, last=True) for _ in range(2)),
+        ],
+    )
+
+
+def filter_case(side: int, batch: int, dtype: torch.dtype) -> Case:
+    c = 2 if DRY else channels(side)
+    one = batch * c * (side + 1) ** 2 * dtype.itemsize
+    return Case(
+        f"filter, scale, bias, activation {c}x{side}x{side}, B={batch}, {NAMES[dtype]}",
+        # Forward: x and the result. Backward: its gradient, both again, the gradient of x.
+        (2 * one, 6 * one),
+        lambda x, s, b: resample(x, gain=4.0, scale=s, bias=b, slope=0.2, impl="triton"),
+        lambda x, s, b: reference.resample(x, 1, 1, 1, 4.0, s, b, 0.2),
+        # What a doubling of the decoder ends with.
+        lambda: [
+            draw(batch, c, side + 1, side + 1, dtype=dtype, last=True),
+            draw(batch, c),
+            draw(c),
+        ],
+    )
+
+
+def cases() -> list[Case]:
+    dtypes = (torch.bfloat16, torch.float32)
+    if DRY:
+        return [make(4, 1, d) for make in (filter_case, warp_case) for d in dtypes]
+    warps = [
+        warp_case(side, batch, d)
+        for side in (256, 128, 64, 32, 16, 8)
+        for batch in (8, 32)
+        for d in dtypes
+    ]
+    filters = [filter_case(side, b, d) for side in (256, 64) for b in (8, 32) for d in dtypes]
+    # The largest first: processes that compile share the GPU's memory.
+    return [*warps, warp_case(256, 32, torch.bfloat16, noise=True), *filters]
+
+
+def side_by_side() -> list[Row]:
+    """Check and compile, in as many processes as there are cores for; the rows of the checks."""
+    if DRY:
+        return [check_one(given) for given in checks()]
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # of each
+    count = max(1, min(12, (os.cpu_count() or 1) - 2))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        compiling = [pool.submit(warm_up, number) for number in range(len(cases()))]
+        rows = list(pool.map(check_one, checks()))
+        for done in compiling:
+            done.result()
+    print(f"compiled, after {(time.perf_counter() - START) / 60:.1f} minutes", flush=True)
     return rows
 
 
@@ -364,6 +432,7 @@ class FastTrainer:
             torch.optim.Adam(n.parameters(), 1e-4, fused=True) for n in self.networks
         ]
         self.average = ExponentialMovingAverage(generator)
+        self.watch = Watch(lag=4)
 
     def step(self, source: Tensor, target: Tensor) -> Tensor:
         generator, discriminator = self.networks
@@ -384,10 +453,13 @@ class FastTrainer:
     def descend(self, number: int, loss: Tensor) -> None:
         self.optimizers[number].zero_grad()
         loss.backward()
-        gradients = [p.grad for p in self.networks[number].parameters() if p.grad is not None]
-        # As the task does before each step; the host waits for it.
-        assert nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite()
+        finite = finite_gradient(self.networks[number].parameters())
+        self.optimizers[number].found_inf = finite.logical_not().float()  # pyright: ignore
         self.optimizers[number].step()
+        self.watch.send(finite[None], self.look)
+
+    def look(self, finite: list[float]) -> None:
+        assert finite == [1]
 
 
 @contextmanager
@@ -498,24 +570,19 @@ def recorded_row() -> Row | None:
         return None
     generator = networks()[0].eval().to(memory_format=torch.channels_last)
     source, frame = pictures(2, generator.size).split(1)
-    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        encoded, given = generator.encode_source(source), frame.clone()
 
-        def launched() -> Tensor:
-            return generator.render(encoded, generator.encode_motion(given), None, "absolute")
+    def launched(given: Tensor) -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16):
+            return [generator.render(encoded, generator.encode_motion(given), None, "absolute")]
 
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what is compiled and kept is made before the recording
-            for _ in range(3):
-                expected = launched()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            made = launched()
-        graph.replay()
-        difference = (made - expected).abs().max().item()
-        times = medians({"launched": launched, "replayed": graph.replay}, cached=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        encoded = generator.encode_source(source)
+    replayed = Recorded(launched)
+    for _ in range(2):
+        replayed(frame)
+    difference = (replayed(frame)[0] - launched(frame)[0]).abs().max().item()
+    work = {"launched": lambda: launched(frame), "replayed": lambda: replayed(frame)}
+    times = medians(work, cached=True)
     return {
         "what": f"animate, {generator.size} px, bf16, one frame at a time",
         "launched_ms": round(times["launched"], 3),
@@ -549,8 +616,8 @@ def main() -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
         ours = tomllib.load(file)["project"]["version"]
 
-    checked = check()
-    print(f"{len(checked)} combinations of operation, dtype and layout are correct", flush=True)
+    checked = side_by_side()
+    judge(checked)
     rate = copy_rate()
     result: dict[str, Any] = {
         "benchmark": "gpu",
@@ -568,10 +635,9 @@ def main() -> None:
         if (row := recorded_row()) is not None:
             result["animation"].append(row)
     # Last, since the peers' compilation may use up the minutes.
-    result["filter"] = filter_rows(rate)
-    result["warp"] = warp_rows(rate)
+    result["operations"] = [row for case in cases() for row in compare(case, rate)]
     result["minutes"] = round((time.perf_counter() - START) / 60, 1)
-    for key in ("training", "animation", "filter", "warp"):
+    for key in ("training", "animation", "operations"):
         print(f"\n{key}")
         for row in result[key] if isinstance(result[key], list) else [result[key]]:
             print("  " + "  ".join(f"{k} {v}" for k, v in row.items() if v is not None))

@@ -19,6 +19,7 @@ from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
 from lmdvid.ops.convolution import inference_dtype
 from lmdvid.ops.parallel import at_once, in_order
+from lmdvid.ops.recording import Recorded
 from lmdvid.pretrained import choose_device, load_network
 from lmdvid.video import (
     IMAGE_SUFFIXES,
@@ -90,6 +91,8 @@ class AnimationNetwork(Protocol):
 
 class Animator:
     """Moves pictures with a trained network, in bounded memory.
+
+    On an NVIDIA GPU full batches after the second are replayed as one CUDA graph.
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
@@ -277,8 +280,10 @@ class Animator:
                     for s, reference in zip(subjects, known, strict=True)
                 ]
 
-        def move(part: Tensor) -> list[Tensor]:
-            return render(self._encode(part))
+        moved = Recorded(lambda uploaded: render(self._codes(uploaded)))
+
+        def move(part: Tensor) -> Sequence[Tensor]:
+            return moved(self._upload(part))
 
         frames = iter(frames)
         known = list(references or ())
@@ -295,11 +300,17 @@ class Animator:
         for made in in_order(move, map(torch.stack, pieces), count):
             yield from zip(*made, strict=True)
 
-    def _encode(self, part: Tensor) -> Tensor:
+    def _upload(self, part: Tensor) -> Tensor:
+        if self.device.type == "cuda" and not part.is_cuda:
+            part = part.pin_memory()  # from there it is copied while the GPU computes
+        return part.to(self.device, non_blocking=True)
+
+    def _codes(self, part: Tensor) -> Tensor:
         with self._inference():
-            if self.device.type == "cuda" and not part.is_cuda:
-                part = part.pin_memory()  # from there it is copied while the GPU computes
-            return self.network.encode_motion(part.to(self.device, non_blocking=True))
+            return self.network.encode_motion(part)
+
+    def _encode(self, part: Tensor) -> Tensor:
+        return self._codes(self._upload(part))
 
     def _encoded(self, frames: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Codes of frames, a batch at a time in as many parts as are computed at once."""

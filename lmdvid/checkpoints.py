@@ -4,7 +4,9 @@ Where several processes train, process 0 chooses the checkpoint for all of them.
 """
 
 import logging
+import math
 import os
+import time
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -77,9 +79,25 @@ class Trainer(L.Trainer):
     Each of them looks for `last` on its own disk, or is told something of its own; they would load
     different states, or wait for each other for ever.
 
+    While it trains on a GPU, what a progress bar shows is read twice a second: the host has to wait
+    for it, and Lightning's bars would do so at every step.
+
     Raises:
         CheckpointError: on every process, if one of them does not find that file.
     """
+
+    _shown: tuple[float, dict[str, Any]] = (-math.inf, {})
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, Any]:
+        """Values by the names they were logged by, for a progress bar."""
+        read, values = self._shown
+        now = time.monotonic()
+        here = self.strategy.root_device.type == "cuda" and self.training
+        if not here or now > read + 0.5:
+            values = super().progress_bar_metrics
+            self._shown = now, values
+        return values
 
     def _run(
         self,

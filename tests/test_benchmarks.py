@@ -43,5 +43,5 @@ def test_the_gpu_benchmark_runs_through(tmp_path):
     assert all(row["error"] < 0.02 for row in result["correct"])
     assert {row["dtype"] for row in result["correct"]} == {"fp32", "bf16"}
     assert len(result["animation"]) == 2
-    assert {row["direction"] for row in result["warp"]} == {"forward", "both"}
+    assert {row["direction"] for row in result["operations"]} == {"forward", "both"}
     assert result["training"]["images_per_second"] > 0

@@ -13,8 +13,9 @@ from test_tasks import SMALL, Squares, trainer
 from torch.utils.data import DataLoader
 
 from lmdvid.callbacks import ContinuedLog
+from lmdvid.tasks.finite import finite_gradient, poison
 from lmdvid.tasks.lia import LIA
-from lmdvid.tasks.nonfinite import NonFiniteLossError, finite_gradient, poison
+from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
@@ -108,11 +109,43 @@ def test_value_and_gradient_are_both_looked_at(tmp_path, caplog, term, what):
     assert f"{what} is not finite at step 2" in caplog.text
 
 
+class Hurried(LIA):
+    """Waits for nothing, as on a GPU."""
+
+    _waits_for_nothing = True
+
+    def __init__(self):
+        super().__init__(**SMALL, r1=1.0, discriminator_every=2)
+
+
+def test_a_host_that_does_not_wait_sees_it_later_and_the_weights_are_spared(tmp_path):
+    """The same weights where nothing is wrong; otherwise the step is seen, and never taken."""
+    calm, _ = fit(tmp_path / "a", Batches(5), lambda: LIA(**SMALL, r1=1.0, discriminator_every=2))
+    hurried, _ = fit(tmp_path / "b", Batches(5), Hurried)
+    assert differences(calm, hurried) == []
+
+    tasks = []
+
+    def made():
+        tasks.append(Hurried())
+        return tasks[0]
+
+    with pytest.raises(NonFiniteLossError, match=r"at step 1 .*clip2, clip3.*nonfinite: skip"):
+        fit(tmp_path / "c", Batches(8, bad=(1,)), made)
+    assert 2 <= tasks[0].trainer.global_step <= 4  # two steps later
+    assert all(weight.isfinite().all() for weight in tasks[0].state_dict().values())
+    # Before anything is written, all is looked at.
+    saving = ModelCheckpoint(tmp_path / "e", every_n_train_steps=2)
+    with pytest.raises(NonFiniteLossError, match="at step 1"):
+        fit(tmp_path / "d", Batches(8, bad=(1,)), Hurried, [saving])
+    assert not list((tmp_path / "e").glob("*.ckpt"))
+
+
 def test_large_gradients_are_no_infinite_ones():
     weight = torch.nn.Parameter(torch.ones(3))
     for scale, finite in ((1e30, True), (math.inf, False), (math.nan, False)):
         weight.grad = torch.full((3,), scale)
-        assert finite_gradient([weight]) is finite
+        assert finite_gradient([weight]).item() is finite
     for added, gradient in ((0.0, [1.0, 1.0, 0.0]), (math.inf, [math.nan] * 3)):
         loss = (weight * torch.tensor([1.0, 1.0, 0.0])).sum() + added
         found = torch.autograd.grad(poison(loss), weight)[0]

@@ -14,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 
+CACHED = 20 * 2**20  # bytes, less than half the L2 cache of an A100 or H100
+
+
 @triton.jit
 def _pixels(height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     """Rows and columns of this program's pixels, (TILE_H * TILE_W,), and whether they exist."""
@@ -417,31 +420,41 @@ def warp_backward(
     rows, columns = to_warped.shape[2:]
     accumulator = _accumulator(where, to_warped)
     at_once = to_features is not None and not deterministic
-    sums = None
-    if at_once:
-        exact = torch.float64 if accumulator == tl.float64 else torch.float32
-        in_place = to_features.dtype == exact
-        sums = to_features.zero_() if in_place else torch.zeros_like(to_features, dtype=exact)
+    exact = torch.float64 if accumulator == tl.float64 else torch.float32
     th, tw, bc = _tile(to_warped, 1024)
+    # Samples in such parts that what is added up stays in the cache until it is complete.
+    size = channels * height * width * exact.itemsize
+    part = max(1, min(batch, CACHED // size)) if at_once else batch
+    sums = None
+    if at_once and to_features.dtype != exact:
+        sums = torch.empty_like(to_features[:part], dtype=exact)
     with _on(features):
-        warp_backward_kernel[(_tiles(rows, columns, th, tw), batch)](
-            to_warped, to_painted, where, features, h, to_where, sums, to_h,
-            channels, height, width, rows, columns,
-            *_strides(to_warped), *_strides(to_painted), *_strides(where)[:2], *_strides(features),
-            *_strides(h), *_strides(to_where)[:2], *_strides(sums), *_strides(to_h),
-            LOGITS=logits, PAINT=h is not None, SCATTER=at_once, ALIGN=align_corners,
-            ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
-        )  # fmt: skip
-        if to_features is None:
-            return
-        if sums is not None:
-            if sums is not to_features:
-                to_features.copy_(sums)
+        for start in range(0, batch, part):
+
+            def of(x: Tensor | None, start: int = start) -> Tensor | None:
+                return None if x is None else x[start : start + part]
+
+            made = of(to_features)
+            target = None if not at_once else made if sums is None else sums[: len(made)]
+            if target is not None:
+                target.zero_()
+            given = [of(x) for x in (to_warped, to_painted, where, features, h)]
+            others = of(to_where), of(to_h)
+            warp_backward_kernel[(_tiles(rows, columns, th, tw), len(given[0]))](
+                *given, others[0], target, others[1],
+                channels, height, width, rows, columns,
+                *_strides(to_warped), *_strides(to_painted), *_strides(where)[:2],
+                *_strides(features), *_strides(h),
+                *_strides(to_where)[:2], *_strides(target), *_strides(to_h),
+                LOGITS=logits, PAINT=h is not None, SCATTER=at_once, ALIGN=align_corners,
+                ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
+            )  # fmt: skip
+            if sums is not None:
+                made.copy_(target)
+        if to_features is None or at_once:
             return
         index = where.new_empty(batch, rows * columns, 4, dtype=torch.int64)
-        weight = where.new_empty(
-            index.shape, dtype=torch.float64 if accumulator == tl.float64 else torch.float32
-        )
+        weight = where.new_empty(index.shape, dtype=exact)
         corners_kernel[(_tiles(rows, columns, th, tw), batch)](
             where, index, weight, height, width, rows, columns, *_strides(where)[:2],
             LOGITS=logits, ALIGN=align_corners, ACC=accumulator, TILE_H=th, TILE_W=tw,

@@ -1,6 +1,7 @@
 """What every adversarially trained task shares: two optimisers, one step count, one average."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
 from lmdvid.tasks import nonfinite as bad_numbers
+from lmdvid.tasks.finite import Watch, finite_gradient, poison
 from lmdvid.tasks.gradients import send_what_learns
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
@@ -61,7 +63,9 @@ class AdversarialTask(L.LightningModule):
         ema: Decay of the generator's moving average, which is validated, saved and shown; at 0
             it is the generator itself.
         nonfinite: What to do where a loss or a gradient is NaN or infinite: `stop`, or `skip`,
-            which leaves the batch out, names it and counts (`nonfinite/skipped` in the log).
+            which leaves the batch out, names it and counts (`nonfinite/skipped` in the log). With
+            `skip` the host waits for a GPU at every step. With `stop` it does not: weights take no
+            such step, but that there was one is seen two steps later, or before a checkpoint.
         nonfinite_limit: So many batches in a row are left out; at the next one weights and
             optimisers of the run's last good checkpoint are taken up (`nonfinite/returns`), and
             the data go on.
@@ -102,6 +106,7 @@ class AdversarialTask(L.LightningModule):
         self.r1 = r1
         self.discriminator_first = discriminator_first
         self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
+        self._watch = Watch(lag=4)  # the reports of two steps of both networks
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -238,7 +243,12 @@ class AdversarialTask(L.LightningModule):
         torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)))
 
     def on_validation_start(self) -> None:
-        """Let all processes judge one network: their batch norms have seen different clips."""
+        """Let all processes judge one network: their batch norms have seen different clips.
+
+        Raises:
+            NonFiniteLossError: If there was a step with numbers that are none.
+        """
+        self._watch.look()
         if self.trainer.world_size > 1:
             buffers = list(self.generator_ema.network.buffers())
             first = self.trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
@@ -256,7 +266,12 @@ class AdversarialTask(L.LightningModule):
             self._skipping.load(checkpoint[bad_numbers.KEY])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's seed, and what rebuilds the generator without this task."""
+        """Add the run's seed, and what rebuilds the generator without this task.
+
+        Raises:
+            NonFiniteLossError: As before validation; there is no checkpoint then.
+        """
+        self._watch.look()
         checkpoint["lmdvid_seed"] = self._seed
         if self._skipping is not None:
             checkpoint[bad_numbers.KEY] = self._skipping.state()
@@ -276,27 +291,50 @@ class AdversarialTask(L.LightningModule):
 
     def _descend(self, optimizer: Any, terms: dict[str, Tensor], batch: Batch) -> bool:
         """Take a step, unless something is not finite; say whether it was taken."""
-        loss = bad_numbers.poison(torch.stack(list(terms.values())).sum())
+        loss = poison(torch.stack(list(terms.values())).sum())
         optimizer.zero_grad()
         # Lightning runs this step under autocast, which would reach the backward of the parts
         # that ask for float32.
         with torch.autocast(self.device.type, enabled=False):
             self.manual_backward(loss)
+        groups = optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
         # The scaler of 16-mixed expects infinite gradients, and deals with them itself.
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             finite = self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()))
+        elif self._skipping is None and self._waits_for_nothing:
+            finite = finite_gradient(parameters)
+            # Fused Adam leaves the weights as they are where this is 1.
+            optimizer.optimizer.found_inf = finite.logical_not().float()
+            step, names, clips = self.global_step, list(terms), batch.get("key")
+            optimizer.step()
+
+            def look(values: list[float]) -> None:
+                if not values[0]:
+                    self._not_finite(step, dict(zip(names, values[1:], strict=True)), clips)
+
+            self._watch.send(torch.stack([finite, *(v.detach() for v in terms.values())]), look)
+            return True
         else:
-            groups = optimizer.param_groups
-            finite = bad_numbers.finite_gradient(p for group in groups for p in group["params"])
+            finite = bool(finite_gradient(parameters))
         if finite:
             optimizer.step()
             return True
         optimizer.zero_grad()
-        values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
-        what = "gradient" if loss.isfinite() else "loss"
+        values = {name: value.item() for name, value in terms.items()}
+        self._not_finite(self.global_step, values, batch.get("key"))
+        return False
+
+    @property
+    def _waits_for_nothing(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _not_finite(self, step: int, terms: dict[str, float], clips: Iterable[Any] | None) -> None:
+        values = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
+        what = "gradient" if math.isfinite(sum(terms.values())) else "loss"
         reason = (
-            f"{what} is not finite at step {self.global_step} ({values}); "
-            f"clips of this batch: {', '.join(map(str, batch.get('key', ['unknown'])))}"
+            f"{what} is not finite at step {step} ({values}); "
+            f"clips of this batch: {', '.join(map(str, clips or ['unknown']))}"
         )
         if self._skipping is None:
             raise NonFiniteLossError(
@@ -306,7 +344,6 @@ class AdversarialTask(L.LightningModule):
         if self._skipping.skip(reason):
             self._skipping.go_back(self.trainer, reason)
         self._log_skipping()
-        return False
 
     def _all_was_finite(self) -> None:
         if self._skipping is not None:

@@ -5,14 +5,12 @@ the same averaged gradient, and so decide alike.
 """
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
 
 from lmdvid import checkpoints
 
@@ -26,23 +24,6 @@ KEY = "lmdvid_nonfinite"
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient became NaN or infinite; the message names the step and the batch."""
-
-
-def poison(loss: Tensor) -> Tensor:
-    """The same loss, whose gradient is NaN throughout where it is not finite itself.
-
-    An infinite term may have a finite gradient, or none. As processes average their gradients, the
-    NaN of one reaches all.
-    """
-    finite = loss.detach().isfinite()
-    return loss * torch.where(finite, 1.0, float("nan")).to(loss.dtype)
-
-
-def finite_gradient(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is a number; the host waits for it."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    # The largest magnitude, not the sum of squares, which overflows where nothing is wrong.
-    return bool(nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite())
 
 
 class Skipping:
