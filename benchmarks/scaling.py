@@ -6,12 +6,13 @@ Prints for each experiment the expected efficiency from 1 to 64 GPUs, and writes
 benchmarks/results/scaling.json. The step's time on one GPU and the network's rates are assumptions,
 and the defaults are none of ours: 0.35 s, 200 GB/s within a machine of eight, 25 GB/s between
 machines. What is counted, not assumed, are the bytes: `tests/faults/test_ranks.py` holds them
-against those that a training with two processes sends.
+against those that a training with two processes sends. `ranks.py` holds the model against a
+machine without GPUs.
 
-The model: every step runs two backward passes, and DDP that looks for unused parameters sends all
-buckets in each, the resting network's, too. A ring over n processes moves 2 (n - 1) / n times the
-bytes; over m machines first within each, then between them. Half of the step is backward, under
-which sending hides, but for the last bucket of each pass.
+The model: every step runs two backward passes, each of which sends the buckets that hold weights
+of its network. A ring over n processes moves 2 (n - 1) / n times the bytes; over m machines first
+within each, then between them. Half of the step is backward, under which sending hides, but for
+the last bucket of each pass.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def bytes_per_step(task: LightningModule, limits: Sequence[float] = BUCKETS) -> 
         task: with a generator and a discriminator.
         limits: bytes at which DDP closes the first bucket, the second, ..., and all others.
     """
-    networks = [{*task.generator.parameters()}, {*task.discriminator.parameters()}]
+    networks = [{*getattr(task, name).parameters()} for name in ("generator", "discriminator")]
     total, closed, size, owners = 0, 0, 0, set()
     for parameter in filter(lambda p: p.requires_grad, task.parameters()):
         size += parameter.numel() * parameter.element_size()
@@ -61,12 +62,18 @@ def seconds_sending(
 
 
 def efficiency(
-    amount: float, step: float, gpus: int, per_node: int, within: float, between: float
+    amount: float,
+    step: float,
+    gpus: int,
+    per_node: int,
+    within: float,
+    between: float,
+    hiding: float = HIDING,
 ) -> float:
     """Share of n times one GPU's clips per second."""
     rates = (gpus, per_node, within, between)
     shown = seconds_sending(PASSES * min(BUCKETS[-1], amount / PASSES), *rates)
-    shown = max(shown, seconds_sending(amount, *rates) - HIDING * step)
+    shown = max(shown, seconds_sending(amount, *rates) - hiding * step)
     return step / (step + shown)
 
 
@@ -79,7 +86,7 @@ def build(name: str) -> LightningModule:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--step", type=float, default=0.35, help="seconds of a step on one GPU")
     parser.add_argument("--within", type=float, default=200.0, help="GB/s within a machine")
     parser.add_argument("--between", type=float, default=25.0, help="GB/s between machines")
