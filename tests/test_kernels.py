@@ -224,11 +224,11 @@ def test_networks_run_on_kernels(monkeypatch):
         # One program a sample, for what the interpreter counts are programs.
         from lmdvid.ops import kernels
 
-        monkeypatch.setattr(
-            kernels,
-            "_tile",
-            lambda x, _: [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])],
-        )
+        def whole(x, *_):
+            return [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])]
+
+        monkeypatch.setattr(kernels, "_tile", whole)
+        monkeypatch.setattr(kernels, "_column", whole)
     network = Generator(32, 16, 3, width=0.01).to(DEVICE).eval()
     pictures = torch.rand(2, 2, 3, 32, 32, device=DEVICE) * 2 - 1
     clip, layer = torch.randn(2, 3, 2, 4, 4, device=DEVICE), Conv3d(3, 2, 1).to(DEVICE)
@@ -333,15 +333,23 @@ from lmdvid.ops import kernels
 
 x = torch.zeros(2, 64, 16, 16, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
 logits, sums = torch.zeros(2, 3, 16, 16), torch.zeros(2, 64)
+for deterministic in (True, False):
+    kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, False, deterministic)
 kernels.warp(logits, x, x, x, x, True, False)
-kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, False, False)
 kernels.resample(x, None, sums, sums[0], x, 2, 1, 4, 2, 4.0, 0.2, True)
+kernels.resample(x, x, sums, None, x[:, :, :8, :8], 1, 2, 4, 1, 1.0, 0.2, False)
 kernels.inner(x, x, x, 0.2)
-assert len(compiled) == 4 and all(len(cubin) > 1000 for _, cubin in compiled.values())
-# Sixteen bytes at a time, atomics included.
+assert len(compiled) == 7 and all(len(cubin) > 1000 for _, cubin in compiled.values())
+# Sixteen bytes at a time.
 for name, (ptx, _) in compiled.items():
-    assert "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
-assert "add.v4.f32" in compiled["warp_backward_kernel"][0]
+    assert name == "chain_kernel" or "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
+# A size of 1 is a constant to the compiler.
+for c, h, w in [(1, 1, 1), (3, 1, 5), (3, 5, 1)]:
+    x, logits = torch.zeros(1, c, h, w), torch.zeros(1, 3, h, w)
+    kernels.warp(logits, x, x, x, x, True, True)
+    kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, True, False)
+    kernels.resample(x, x, None, None, x, 1, 1, 4, 2, 4.0, 0.2, True)
+    kernels.inner(x, None, x, 0.2)
 """
 
 

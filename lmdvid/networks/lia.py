@@ -309,11 +309,16 @@ class Generator(nn.Module):
         check_images(source, self.size)
         check_images(driving, self.size)
         batch = len(source)
-        code, alpha, features = self.encoder(torch.cat([source, driving]))
-        alpha = alpha.roll(batch, dims=0)
-        if not both_ways:
-            code, alpha = code[:batch], alpha[:batch]
-            features = tuple(f[:batch] for f in features)
+        if source.is_cuda and not both_ways:
+            # One pass would have to fill up the gradient of features that nobody needs.
+            code, _, features = self.encoder(source)
+            alpha = self.encoder(driving)[1]
+        else:
+            code, alpha, features = self.encoder(torch.cat([source, driving]))
+            alpha = alpha.roll(batch, dims=0)
+            if not both_ways:
+                code, alpha = code[:batch], alpha[:batch]
+                features = tuple(f[:batch] for f in features)
         return self.synthesis(self.navigator(code, alpha), features)[0], alpha
 
     def encode_source(self, image: Tensor) -> Source:

@@ -14,9 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 
-CACHED = 20 * 2**20  # bytes, less than half the L2 cache of an A100 or H100
-
-
 @triton.jit
 def _pixels(height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     """Rows and columns of this program's pixels, (TILE_H * TILE_W,), and whether they exist."""
@@ -148,15 +145,15 @@ def warp_forward_kernel(
 
 @triton.jit
 def warp_backward_kernel(
-    to_warped, to_painted, where, features, h, to_where, to_features, to_h,
+    to_warped, to_painted, where, features, h, to_where, to_h,
     C, H, W, OH, OW,
     warped_b, warped_c, warped_p, painted_b, painted_c, painted_p,
     where_b, where_c, features_b, features_c, features_p, h_b, h_c, h_p,
-    to_where_b, to_where_c, to_features_b, to_features_c, to_features_p, to_h_b, to_h_c, to_h_p,
-    LOGITS: tl.constexpr, PAINT: tl.constexpr, SCATTER: tl.constexpr, ALIGN: tl.constexpr,
-    ACC: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    to_where_b, to_where_c, to_h_b, to_h_c, to_h_p,
+    LOGITS: tl.constexpr, PAINT: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of where to sample, of h, and, added up as they come, of the features."""
+    """Gradients of where to sample, and of h."""
     b = tl.program_id(1).to(tl.int64)
     y, x, exists = _pixels(OH, OW, TILE_H, TILE_W)
     pixel = y * OW + x
@@ -202,34 +199,6 @@ def warp_backward_kernel(
         grad = mask[:, None] * grad
         to_x += tl.sum(grad * ((1 - fy) * (v01 - v00) + fy * (v11 - v10)), 1)
         to_y += tl.sum(grad * (lower - upper), 1)
-        if SCATTER:
-            target = to_features + b * to_features_b
-            place = c[None, :] * to_features_c
-            kept = real[None, :]
-            tl.atomic_add(
-                target + at00[:, None] * to_features_p + place,
-                (1 - fy) * (1 - fx) * grad,
-                mask=there00[:, None] & kept,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                target + at01[:, None] * to_features_p + place,
-                (1 - fy) * fx * grad,
-                mask=there01[:, None] & kept,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                target + at10[:, None] * to_features_p + place,
-                fy * (1 - fx) * grad,
-                mask=there10[:, None] & kept,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                target + at11[:, None] * to_features_p + place,
-                fy * fx * grad,
-                mask=there11[:, None] & kept,
-                sem="relaxed",
-            )
     to_where += b * to_where_b
     kind = to_where.dtype.element_ty
     tl.store(to_where + pixel, (to_x * slope_x).to(kind), mask=exists)
@@ -239,14 +208,18 @@ def warp_backward_kernel(
 
 
 @triton.jit
-def corners_kernel(
-    where, index, weight, H, W, OH, OW, where_b, where_c,
-    LOGITS: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+def chain_kernel(
+    where, cell, share, first, following, H, W, OH, OW, where_b, where_c,
+    LOGITS: tl.constexpr, ALIGN: tl.constexpr, CHAIN: tl.constexpr, ACC: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr,
 ):  # fmt: skip
-    """Which pixel of the source each of the four neighbours of each position is, and its share.
+    """In which cell of the source each pixel is sampled, and its place in there.
 
-    (B, OH * OW, 4), counted over all samples; B H W where there is none.
+    A cell is what lies between four neighbours, by number (H + 1) x (W + 1) with those at the
+    borders; to `share` (B, 3, OH * OW) go the parts of the way through it, and the mask. With CHAIN
+    all pixels of a cell form a chain: `first` (B, cells) is one of them, or -1, and `following`
+    (B, OH * OW) the next after each. Else their cells, over all samples, go to `cell` (B, OH * OW),
+    one past the last where there is none.
     """
     b = tl.program_id(1).to(tl.int64)
     y, x, exists = _pixels(OH, OW, TILE_H, TILE_W)
@@ -255,102 +228,266 @@ def corners_kernel(
         where + b * where_b, where_c, pixel, y, x, exists, H, W, OH, OW, LOGITS, ALIGN, ACC
     )
     left, top = tl.floor(px), tl.floor(py)
-    fx, fy = px - left, py - top
     column, row = _whole(left), _whole(top)
-    nowhere = tl.num_programs(1).to(tl.int64) * H * W
-    place = (b * OH * OW + pixel) * 4
-    for corner in tl.static_range(4):
-        at, there = _corner(row + corner // 2, column + corner % 2, exists, H, W)
-        share = mask * (fy if corner // 2 else 1 - fy) * (fx if corner % 2 else 1 - fx)
-        tl.store(index + place + corner, tl.where(there, b * H * W + at, nowhere), mask=exists)
-        tl.store(weight + place + corner, share, mask=exists)
+    pixels, cells = OH * OW, (H + 1) * (W + 1)
+    share += b * 3 * pixels
+    tl.store(share + pixel, px - left, mask=exists)
+    tl.store(share + pixels + pixel, py - top, mask=exists)
+    tl.store(share + 2 * pixels + pixel, mask, mask=exists)
+    seen = exists & (row >= -1) & (row < H) & (column >= -1) & (column < W)
+    number = (row + 1) * (W + 1) + column + 1
+    if CHAIN:
+        number = tl.where(seen, number, 0)
+        before = tl.atomic_xchg(first + b * cells + number, pixel, mask=seen, sem="relaxed")
+        tl.store(following + b * pixels + pixel, before, mask=seen)
+    else:
+        number = tl.where(seen, b * cells + number, tl.num_programs(1).to(tl.int64) * cells)
+        tl.store(cell + b * pixels + pixel, number, mask=exists)
+
+
+@triton.jit
+def _sampled(
+    pixel, to_warped, to_painted, share, following, pixels, c, real,
+    warped_c, warped_p, painted_c, painted_p,
+    PAINT: tl.constexpr, RIGHT: tl.constexpr, LOWER: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What pixels that were sampled in a cell give back to one of its corners; those after them."""
+    there = pixel >= 0
+    pixel = tl.where(there, pixel, 0)
+    after = tl.load(following + pixel, mask=there, other=-1)
+    fx = tl.load(share + pixel, mask=there, other=0)
+    fy = tl.load(share + pixels + pixel, mask=there, other=0)
+    weight = tl.load(share + 2 * pixels + pixel, mask=there, other=0)
+    weight = weight * (fx if RIGHT else 1 - fx) * (fy if LOWER else 1 - fy)
+    grad = _fetch(to_warped, pixel, there, warped_p, c, warped_c, real, ACC)
+    if PAINT:
+        grad += _fetch(to_painted, pixel, there, painted_p, c, painted_c, real, ACC)
+    return weight[:, None] * grad, after
 
 
 @triton.jit
 def gather_kernel(
-    to_warped, to_painted, order, begin, weight, to_features, C, pixels, source_pixels,
+    to_warped, to_painted, share, first, following, to_features,
+    C, H, W, pixels,
     warped_b, warped_c, warped_p, painted_b, painted_c, painted_p,
     to_features_b, to_features_c, to_features_p,
-    PAINT: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
+    PAINT: tl.constexpr, ACC: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one pixel of the source: all that was sampled from it, in a fixed order."""
-    target = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """The gradients of pixels of the source: all that was sampled in the four cells around each."""
+    b = tl.program_id(1).to(tl.int64)
+    y, x, exists = _pixels(H, W, TILE_H, TILE_W)
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
-    total = tl.zeros((BLOCK_C,), ACC)
-    for i in range(tl.load(begin + target), tl.load(begin + target + 1)):
-        entry = tl.load(order + i)
-        b, pixel = entry // 4 // pixels, entry // 4 % pixels
-        place = to_warped + b * warped_b + pixel * warped_p + c * warped_c
-        grad = tl.load(place, mask=real, other=0).to(ACC)
-        if PAINT:
-            place = to_painted + b * painted_b + pixel * painted_p + c * painted_c
-            grad += tl.load(place, mask=real, other=0).to(ACC)
-        total += tl.load(weight + entry) * grad
-    b, pixel = target // source_pixels, target % source_pixels
-    place = to_features + b * to_features_b + pixel * to_features_p + c * to_features_c
-    tl.store(place, total.to(to_features.dtype.element_ty), mask=real)
+    to_warped += b * warped_b
+    if PAINT:
+        to_painted += b * painted_b
+    share += b * 3 * pixels
+    following += b * pixels
+    # The cells right below, left below, right above, left above.
+    first += b * (H + 1) * (W + 1)
+    cell = (y + 1) * (W + 1) + x + 1
+    one = tl.load(first + cell, mask=exists, other=-1)
+    two = tl.load(first + cell - 1, mask=exists, other=-1)
+    three = tl.load(first + cell - (W + 1), mask=exists, other=-1)
+    four = tl.load(first + cell - (W + 2), mask=exists, other=-1)
+    total = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+    while tl.max(tl.maximum(tl.maximum(one, two), tl.maximum(three, four)), 0) >= 0:
+        value, one = _sampled(
+            one, to_warped, to_painted, share, following, pixels, c, real,
+            warped_c, warped_p, painted_c, painted_p, PAINT, False, False, ACC,
+        )  # fmt: skip
+        total += value
+        value, two = _sampled(
+            two, to_warped, to_painted, share, following, pixels, c, real,
+            warped_c, warped_p, painted_c, painted_p, PAINT, True, False, ACC,
+        )  # fmt: skip
+        total += value
+        value, three = _sampled(
+            three, to_warped, to_painted, share, following, pixels, c, real,
+            warped_c, warped_p, painted_c, painted_p, PAINT, False, True, ACC,
+        )  # fmt: skip
+        total += value
+        value, four = _sampled(
+            four, to_warped, to_painted, share, following, pixels, c, real,
+            warped_c, warped_p, painted_c, painted_p, PAINT, True, True, ACC,
+        )  # fmt: skip
+        total += value
+    place = (y * W + x)[:, None] * to_features_p + c[None, :] * to_features_c
+    written = exists[:, None] & real[None, :]
+    kind = to_features.dtype.element_ty
+    tl.store(to_features + b * to_features_b + place, total.to(kind), mask=written)
+
+
+@triton.jit
+def _gated(
+    x, gate, pixel, there, x_c, x_p, gate_c, gate_p, c, real,
+    GATE: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """a'(gate) x, a' being the slope of the activation at its result."""
+    value = _fetch(x, pixel, there, x_p, c, x_c, real, ACC)
+    if GATE:
+        result = _fetch(gate, pixel, there, gate_p, c, gate_c, real, ACC)
+        value = tl.where(result > 0, value, value * SLOPE)
+    return value
+
+
+@triton.jit
+def _finish(
+    total, scale, bias, c, real,
+    GAIN: tl.constexpr, SLOPE: tl.constexpr,
+    SCALE: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """act(scale gain total + bias). Constants are compiled in: arguments are rounded to float32."""
+    total = total * GAIN
+    if SCALE:
+        total = total * tl.load(scale + c, mask=real, other=0).to(ACC)[None, :]
+    if BIAS:
+        total = total + tl.load(bias + c, mask=real, other=0).to(ACC)[None, :]
+    if ACTIVATE:
+        total = tl.where(total > 0, total, total * SLOPE)
+    return total
 
 
 @triton.jit
 def resample_kernel(
     x, gate, scale, bias, out,
-    C, H, W, OH, OW, pad, gain, slope,
+    C, H, W, OH, OW, pad,
     x_b, x_c, x_p, gate_b, gate_c, gate_p, out_b, out_c, out_p,
-    UP: tl.constexpr, DOWN: tl.constexpr, TAPS: tl.constexpr, GATE: tl.constexpr,
+    GAIN: tl.constexpr, SLOPE: tl.constexpr, UP: tl.constexpr, GATE: tl.constexpr,
     SCALE: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr, ACC: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """act(scale gain FIR(a'(gate) x) + bias), a' being the slope of the activation at its result.
+    """act(scale gain FIR(a'(gate) x) + bias) with zeros between the pixels of x; UP = 1: no filter.
 
-    With UP = 2 there are zeros between the pixels of x; the taps that would meet them are skipped.
+    Of the filter's four taps along an axis two meet a pixel of x.
     """
     b = tl.program_id(1).to(tl.int64)
     oy, ox, exists = _pixels(OH, OW, TILE_H, TILE_W)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     x += b * x_b
-    total = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
-    first_y, first_x = oy * DOWN - pad, ox * DOWN - pad
-    # With UP = 2 the first tap that meets a pixel is the one that makes the place even.
-    skip_y = first_y & (UP - 1)
-    skip_x = first_x & (UP - 1)
-    for i in tl.static_range(0, TAPS, UP):
-        row = (first_y + skip_y + i) // UP if UP == 1 else (first_y + skip_y + i) >> 1
-        weight_y = (2 - tl.abs(skip_y + i - 1.5)) / 4
-        there_y = exists & (row >= 0) & (row < H)
-        for j in tl.static_range(0, TAPS, UP):
-            column = (first_x + skip_x + j) // UP if UP == 1 else (first_x + skip_x + j) >> 1
-            weight_x = (2 - tl.abs(skip_x + j - 1.5)) / 4
-            there = there_y & (column >= 0) & (column < W)
-            if TAPS > 1:
+    if GATE:
+        gate += b * gate_b
+    if UP == 1:
+        pixel = oy * OW + ox
+        total = _gated(x, gate, pixel, exists, x_c, x_p, gate_c, gate_p, c, real, GATE, SLOPE, ACC)
+    else:
+        total = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
+        first_y, first_x = oy - pad, ox - pad
+        # The first tap that meets a pixel is the one that makes the place even.
+        skip_y = first_y & 1
+        skip_x = first_x & 1
+        for i in tl.static_range(0, 4, 2):
+            row = (first_y + skip_y + i) >> 1
+            weight_y = (2 - tl.abs(skip_y + i - 1.5)) / 4
+            there_y = exists & (row >= 0) & (row < H)
+            for j in tl.static_range(0, 4, 2):
+                column = (first_x + skip_x + j) >> 1
+                weight_x = (2 - tl.abs(skip_x + j - 1.5)) / 4
+                there = there_y & (column >= 0) & (column < W)
                 pixel = tl.where(there, row * W + column, 0)
-            else:
-                pixel = oy * OW + ox  # of which the compiler can tell that it has no gaps
-            value = _fetch(x, pixel, there, x_p, c, x_c, real, ACC)
-            if GATE:
-                result = _fetch(gate + b * gate_b, pixel, there, gate_p, c, gate_c, real, ACC)
-                value = tl.where(result > 0, value, value * slope)
-            if TAPS > 1:
-                value = value * (weight_y * weight_x).to(ACC)[:, None]
-            total += value
-    total = total * gain
+                value = _gated(
+                    x, gate, pixel, there, x_c, x_p, gate_c, gate_p, c, real, GATE, SLOPE, ACC
+                )
+                total += value * (weight_y * weight_x).to(ACC)[:, None]
     if SCALE:
-        total = total * tl.load(scale + b * C + c, mask=real, other=0).to(ACC)[None, :]
-    if BIAS:
-        total = total + tl.load(bias + c, mask=real, other=0).to(ACC)[None, :]
-    if ACTIVATE:
-        total = tl.where(total > 0, total, total * slope)
+        scale += b * C
+    total = _finish(total, scale, bias, c, real, GAIN, SLOPE, SCALE, BIAS, ACTIVATE, ACC)
     place = out + b * out_b + (oy * OW + ox)[:, None] * out_p + c[None, :] * out_c
     tl.store(place, total.to(out.dtype.element_ty), mask=exists[:, None] & real[None, :])
 
 
 @triton.jit
+def _filtered_row(
+    x, gate, row, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real,
+    GATE: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Four neighbours of a row of x, weighted 1, 3, 3, 1, for each column."""
+    there_y = exists & (row >= 0) & (row < H)
+    for j in tl.static_range(4):
+        column = first_x + j
+        there = there_y & (column >= 0) & (column < W)
+        pixel = tl.where(there, row * W + column, 0)
+        value = _gated(x, gate, pixel, there, x_c, x_p, gate_c, gate_p, c, real, GATE, SLOPE, ACC)
+        if j == 0:
+            total = value
+        elif j == 3:
+            total += value
+        else:
+            total += 3 * value
+    return total
+
+
+@triton.jit
+def filter_kernel(
+    x, gate, scale, bias, out,
+    C, H, W, OH, OW, pad,
+    x_b, x_c, x_p, gate_b, gate_c, gate_p, out_b, out_c, out_p,
+    GAIN: tl.constexpr, SLOPE: tl.constexpr, DOWN: tl.constexpr, GATE: tl.constexpr,
+    SCALE: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """act(scale gain FIR(a'(gate) x) + bias): down a column of the result, row by row.
+
+    A row of x that was filtered along its length serves up to four rows of the result.
+    """
+    b = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(OW, TILE_W)
+    oy = (tl.program_id(0) // tiles) * ROWS
+    ox = (tl.program_id(0) % tiles) * TILE_W + tl.arange(0, TILE_W)
+    exists = ox < OW
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    real = c < C
+    x += b * x_b
+    if GATE:
+        gate += b * gate_b
+    if SCALE:
+        scale += b * C
+    out += b * out_b
+    row, first_x = oy * DOWN - pad, ox * DOWN - pad
+    one = _filtered_row(
+        x, gate, row, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real, GATE, SLOPE, ACC
+    )
+    two = _filtered_row(
+        x, gate, row + 1, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real, GATE, SLOPE, ACC
+    )
+    three = one
+    if DOWN == 1:
+        three = _filtered_row(
+            x, gate, row + 2, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real,
+            GATE, SLOPE, ACC,
+        )  # fmt: skip
+    for i in tl.static_range(ROWS):
+        if DOWN == 2:
+            three = _filtered_row(
+                x, gate, row + 2 * i + 2, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real,
+                GATE, SLOPE, ACC,
+            )  # fmt: skip
+        four = _filtered_row(
+            x, gate, row + DOWN * i + 3, first_x, exists, H, W, x_c, x_p, gate_c, gate_p, c, real,
+            GATE, SLOPE, ACC,
+        )  # fmt: skip
+        total = (one + 3 * two + 3 * three + four) * (1 / 64)
+        total = _finish(total, scale, bias, c, real, GAIN, SLOPE, SCALE, BIAS, ACTIVATE, ACC)
+        place = ((oy + i) * OW + ox)[:, None] * out_p + c[None, :] * out_c
+        written = (exists & (oy + i < OH))[:, None] & real[None, :]
+        tl.store(out + place, total.to(out.dtype.element_ty), mask=written)
+        if DOWN == 1:
+            one = two
+            two = three
+            three = four
+        else:
+            one = three
+            two = four
+
+
+@triton.jit
 def inner_kernel(
     first, second, gate, out,
-    C, pixels, share, slope,
+    C, pixels, share,
     first_b, first_c, first_p, second_b, second_c, second_p, gate_b, gate_c, gate_p,
-    SECOND: tl.constexpr, GATE: tl.constexpr, ACC: tl.constexpr,
+    SLOPE: tl.constexpr, SECOND: tl.constexpr, GATE: tl.constexpr, ACC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums over `share` pixels of a'(gate) first second, to out (shares, B, C)."""
@@ -367,7 +504,7 @@ def inner_kernel(
             value *= _fetch(second + b * second_b, pixel, exists, second_p, c, second_c, real, ACC)
         if GATE:
             result = _fetch(gate + b * gate_b, pixel, exists, gate_p, c, gate_c, real, ACC)
-            value = tl.where(result > 0, value, value * slope)
+            value = tl.where(result > 0, value, value * SLOPE)
         total += value
     place = out + (part * tl.num_programs(1) + b) * C + c
     tl.store(place, tl.sum(total, 0), mask=real)
@@ -385,7 +522,7 @@ def warp(
     """Fill `warped` and, where there is `h`, `painted`."""
     batch, channels, height, width = features.shape
     rows, columns = warped.shape[2:]
-    th, tw, bc = _tile(warped, 2048)
+    th, tw, bc = _tile(warped, 4096 // warped.element_size())
     grid = (_tiles(rows, columns, th, tw), batch, triton.cdiv(channels, bc))
     with _on(features):
         warp_forward_kernel[grid](
@@ -413,62 +550,65 @@ def warp_backward(
 ) -> None:
     """Fill the gradients of where to sample, of the features, and of `h`.
 
-    Several pixels may be sampled from one: their gradients are added up as they come, or, where
-    the order must not matter, sorted first.
+    Several pixels may be sampled from one. Each pixel of the source collects from those that were
+    sampled around it, instead of each of those adding to it: that would be slower by far, since
+    whatever adds has to wait for all others. In a fixed order where asked for, which takes a sort.
     """
     batch, channels, height, width = features.shape
     rows, columns = to_warped.shape[2:]
     accumulator = _accumulator(where, to_warped)
-    at_once = to_features is not None and not deterministic
-    exact = torch.float64 if accumulator == tl.float64 else torch.float32
     th, tw, bc = _tile(to_warped, 1024)
-    # Samples in such parts that what is added up stays in the cache until it is complete.
-    size = channels * height * width * exact.itemsize
-    part = max(1, min(batch, CACHED // size)) if at_once else batch
-    sums = None
-    if at_once and to_features.dtype != exact:
-        sums = torch.empty_like(to_features[:part], dtype=exact)
+    grid = _tiles(rows, columns, th, tw), batch
     with _on(features):
-        for start in range(0, batch, part):
-
-            def of(x: Tensor | None, start: int = start) -> Tensor | None:
-                return None if x is None else x[start : start + part]
-
-            made = of(to_features)
-            target = None if not at_once else made if sums is None else sums[: len(made)]
-            if target is not None:
-                target.zero_()
-            given = [of(x) for x in (to_warped, to_painted, where, features, h)]
-            others = of(to_where), of(to_h)
-            warp_backward_kernel[(_tiles(rows, columns, th, tw), len(given[0]))](
-                *given, others[0], target, others[1],
-                channels, height, width, rows, columns,
-                *_strides(to_warped), *_strides(to_painted), *_strides(where)[:2],
-                *_strides(features), *_strides(h),
-                *_strides(to_where)[:2], *_strides(target), *_strides(to_h),
-                LOGITS=logits, PAINT=h is not None, SCATTER=at_once, ALIGN=align_corners,
-                ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
-            )  # fmt: skip
-            if sums is not None:
-                made.copy_(target)
-        if to_features is None or at_once:
+        warp_backward_kernel[grid](
+            to_warped, to_painted, where, features, h, to_where, to_h,
+            channels, height, width, rows, columns,
+            *_strides(to_warped), *_strides(to_painted), *_strides(where)[:2], *_strides(features),
+            *_strides(h), *_strides(to_where)[:2], *_strides(to_h),
+            LOGITS=logits, PAINT=h is not None, ALIGN=align_corners,
+            ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
+            num_warps=4 if to_warped.element_size() == 2 else 8,  # measured on an H200
+        )  # fmt: skip
+        if to_features is None:
             return
-        index = where.new_empty(batch, rows * columns, 4, dtype=torch.int64)
-        weight = where.new_empty(index.shape, dtype=exact)
-        corners_kernel[(_tiles(rows, columns, th, tw), batch)](
-            where, index, weight, height, width, rows, columns, *_strides(where)[:2],
-            LOGITS=logits, ALIGN=align_corners, ACC=accumulator, TILE_H=th, TILE_W=tw,
+        pixels, cells = rows * columns, (height + 1) * (width + 1)
+        share = where.new_empty(
+            batch, 3, pixels, dtype=torch.float64 if accumulator == tl.float64 else torch.float32
+        )
+        following = torch.empty(batch, pixels, dtype=torch.int32, device=where.device)
+        cell = first = None
+        if deterministic:
+            cell = torch.empty(batch * pixels, dtype=torch.int64, device=where.device)
+        else:
+            first = torch.full((batch, cells), -1, dtype=torch.int32, device=where.device)
+        ch, cw = min(8, triton.next_power_of_2(rows)), min(32, triton.next_power_of_2(columns))
+        chain_kernel[(_tiles(rows, columns, ch, cw), batch)](
+            where, cell, share, first, following, height, width, rows, columns,
+            *_strides(where)[:2],
+            LOGITS=logits, ALIGN=align_corners, CHAIN=not deterministic, ACC=accumulator,
+            TILE_H=ch, TILE_W=cw,
         )  # fmt: skip
-        found, order = index.flatten().sort(stable=True)
-        pixels = torch.arange(batch * height * width + 1, device=index.device)
-        begin = torch.searchsorted(found, pixels)
-        block = min(1024, triton.next_power_of_2(channels))
-        gather_kernel[(batch * height * width, triton.cdiv(channels, block))](
-            to_warped, to_painted, order, begin, weight, to_features,
-            channels, rows * columns, height * width,
+        if cell is not None:
+            first = _chain_in_order(cell, following, batch * cells)
+        th, tw, bc = _tile(to_features, 1024)
+        gather_kernel[(_tiles(height, width, th, tw), batch, triton.cdiv(channels, bc))](
+            to_warped, to_painted, share, first, following, to_features,
+            channels, height, width, pixels,
             *_strides(to_warped), *_strides(to_painted), *_strides(to_features),
-            PAINT=h is not None, ACC=accumulator, BLOCK_C=block,
+            PAINT=h is not None, ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
         )  # fmt: skip
+
+
+def _chain_in_order(cell: Tensor, following: Tensor, cells: int) -> Tensor:
+    """Chain the pixels of each cell in their own order; the first ones (cells,), or -1."""
+    found, order = cell.sort(stable=True)
+    pixel = (order % following.shape[1]).int()
+    after = pixel.roll(-1).where(found == found.roll(-1), -1)
+    after[-1] = -1
+    following.view(-1)[order] = after
+    every = torch.arange(cells, device=cell.device)
+    begin = torch.searchsorted(found, every).clamp_(max=len(found) - 1)
+    return pixel[begin].where(found[begin] == every, -1)
 
 
 def resample(
@@ -485,26 +625,36 @@ def resample(
     slope: float,
     activate: bool,
 ) -> None:
-    """Fill `out`; see `resample_kernel`."""
+    """Fill `out`; see `resample_kernel` and `filter_kernel`."""
     batch, channels, height, width = x.shape
     rows, columns = out.shape[2:]
-    th, tw, bc = _tile(out, 2048 if taps == 1 else 1024)
+    given = (
+        x, gate, scale, bias, out, channels, height, width, rows, columns, pad,
+        *_strides(x), *_strides(gate), *_strides(out),
+    )  # fmt: skip
+    kind = {
+        "GAIN": gain, "SLOPE": slope, "GATE": gate is not None, "SCALE": scale is not None,
+        "BIAS": bias is not None, "ACTIVATE": activate, "ACC": _accumulator(x),
+    }  # fmt: skip
     with _on(x):
+        if taps == 4 and up == 1:
+            deep, tw, bc = _column(out)
+            grid = triton.cdiv(rows, deep) * triton.cdiv(columns, tw)
+            filter_kernel[(grid, batch, triton.cdiv(channels, bc))](
+                *given, DOWN=down, ROWS=deep, TILE_W=tw, BLOCK_C=bc, **kind
+            )
+            return
+        th, tw, bc = _tile(out, 2048 if taps == 1 else 1024)
         resample_kernel[(_tiles(rows, columns, th, tw), batch, triton.cdiv(channels, bc))](
-            x, gate, scale, bias, out,
-            channels, height, width, rows, columns, pad, gain, slope,
-            *_strides(x), *_strides(gate), *_strides(out),
-            UP=up, DOWN=down, TAPS=taps, GATE=gate is not None, SCALE=scale is not None,
-            BIAS=bias is not None, ACTIVATE=activate, ACC=_accumulator(x),
-            TILE_H=th, TILE_W=tw, BLOCK_C=bc,
-        )  # fmt: skip
+            *given, UP=up, TILE_H=th, TILE_W=tw, BLOCK_C=bc, **kind
+        )
 
 
 def inner(first: Tensor, second: Tensor | None, gate: Tensor | None, slope: float) -> Tensor:
     """Sums over the pixels of each channel, (B, C) in float32 or float64; see `inner_kernel`."""
     batch, channels, height, width = first.shape
     pixels = height * width
-    th, tw, bc = _tile(first, 1024)
+    th, tw, bc = _tile(first, 4096)
     block = th * tw
     # So many parts that the whole GPU has work, each of at least a few blocks.
     parts = max(1, min(triton.cdiv(pixels, 4 * block), 4096 // (batch * triton.cdiv(channels, bc))))
@@ -517,10 +667,10 @@ def inner(first: Tensor, second: Tensor | None, gate: Tensor | None, slope: floa
     )  # fmt: skip
     with _on(first):
         inner_kernel[(parts, batch, triton.cdiv(channels, bc))](
-            first, second, gate, out, channels, pixels, share, slope,
+            first, second, gate, out, channels, pixels, share,
             *_strides(first), *_strides(second), *_strides(gate),
-            SECOND=second is not None, GATE=gate is not None, ACC=accumulator,
-            BLOCK_P=block, BLOCK_C=bc,
+            SLOPE=slope, SECOND=second is not None, GATE=gate is not None, ACC=accumulator,
+            BLOCK_P=block, BLOCK_C=bc, num_warps=8,
         )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0)
 
@@ -560,6 +710,18 @@ def _tile(x: Tensor, elements: int) -> tuple[int, int, int]:
     tw = min(wide, pixels, max(1, 2 ** ((pixels.bit_length()) // 2)) if last else 64)
     th = min(triton.next_power_of_2(height), pixels // tw)
     return th, tw, block
+
+
+def _column(x: Tensor) -> tuple[int, int, int]:
+    """Rows that a program writes one after the other, and the columns and channels of each."""
+    batch, channels, height, width = x.shape
+    every = triton.next_power_of_2(channels)
+    last = _strides(x)[1] == 1 and channels > 1
+    tw = min(triton.next_power_of_2(width), 1024 // min(every, 64 if last else 2))
+    bc = min(every, 1024 // tw)
+    # Long columns save work, as long as there are some for all of the GPU.
+    columns = batch * triton.cdiv(width, tw) * triton.cdiv(channels, bc)
+    return next((rows for rows in (8, 4) if columns * (height // rows) >= 1024), 2), tw, bc
 
 
 def _tiles(height: int, width: int, th: int, tw: int) -> int:

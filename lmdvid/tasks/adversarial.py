@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
+from lmdvid.ops.recording import RecordedModule
 from lmdvid.tasks import nonfinite as bad_numbers
 from lmdvid.tasks.finite import Watch, finite_gradient, poison
 from lmdvid.tasks.gradients import send_what_learns
@@ -107,6 +108,8 @@ class AdversarialTask(L.LightningModule):
         self.discriminator_first = discriminator_first
         self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
         self._watch = Watch(lag=4)  # the reports of two steps of both networks
+        self._recorded: dict[str, RecordedModule] = {}
+        self._judged = ""
         self._seed: int | None = None
 
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -122,11 +125,29 @@ class AdversarialTask(L.LightningModule):
         """The discriminator's logits of fake or real samples; a task may tell it more."""
         return self.discriminator(samples)
 
+    def replayed(self, use: str, module: nn.Module, *given: Any) -> Any:
+        """Call a module; on a GPU its passes are recorded and replayed, see `RecordedModule`.
+
+        Args:
+            use: What for: calls before the same backward pass need names of their own.
+            module: One that does the same operations at every step.
+            given: Tensors and other values.
+        """
+        if use not in self._recorded:
+            self._recorded[use] = RecordedModule(module)
+        return self._recorded[use](*given)
+
+    def judge_replayed(self, samples: Tensor, *given: Any) -> Any:
+        """The discriminator's logits, replayed where no second derivatives are asked for."""
+        if self._judged == "penalised":
+            return self.discriminator(samples, *given)
+        return self.replayed(f"discriminator {self._judged}", self.discriminator, samples, *given)
+
     def adversarial_terms(self, fake: Tensor, real: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The generator's losses against the discriminator, by name."""
         return {
             f"adversarial{name}": self.adversarial * self.generator_loss(logits)
-            for name, logits in self._judge(fake, batch).items()
+            for name, logits in self._judge(fake, batch, "for the generator").items()
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -164,7 +185,8 @@ class AdversarialTask(L.LightningModule):
             return True
         with self.toggled_optimizer(optimizer):
             real = real.detach().requires_grad_(penalised)
-            real_logits, fake_logits = self._judge(real, batch), self._judge(fake, batch)
+            real_logits = self._judge(real, batch, "penalised" if penalised else "real")
+            fake_logits = self._judge(fake, batch, "fake")
             terms = {
                 f"adversarial{name}": self.discriminator_loss(logits, fake_logits[name])
                 for name, logits in real_logits.items()
@@ -182,8 +204,9 @@ class AdversarialTask(L.LightningModule):
         optimizers = self.optimizers()
         return tuple(optimizers) if isinstance(optimizers, list) else (optimizers, None)  # pyright: ignore[reportReturnType]
 
-    def _judge(self, samples: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _judge(self, samples: Tensor, batch: Batch, what: str) -> dict[str, Tensor]:
         """Logits by the discriminator's name, as it follows the name of a loss."""
+        self._judged = what
         logits = self.discriminate(samples, batch)
         if isinstance(logits, Mapping):
             return {f"_{name}": value for name, value in logits.items()}

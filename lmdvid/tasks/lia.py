@@ -102,15 +102,20 @@ class LIA(AnimationTask):
         self.l1 = l1
         self.sparsity = sparsity
 
+    def discriminate(self, samples: Tensor, batch: Batch) -> Tensor:
+        """Logits of pictures."""
+        return self.judge_replayed(samples)
+
     def generator_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Rebuild the second frame of each clip from the first one, perhaps the first as well."""
         source, target = batch["video"][:, 0], batch["video"][:, 1]
-        picture, alpha = self.generator(source, target, self.both_ways)
+        given = source, target, self.both_ways
+        picture, alpha = self.replayed("generator", self.generator, *given)
         if self.both_ways:
             target = torch.cat([target, source])
         terms = {"l1": self.l1 * losses.l1(picture, target)}
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(picture, target)
+            terms["perceptual"] = self.replayed("perceptual", self.perceptual, picture, target)
         if self.sparsity > 0:
             terms["sparsity"] = self.sparsity * losses.sparsity(alpha)
         return terms, picture, target
