@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
     from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths, records
-    from lmdvid.video.write import VideoWriter, write_image, write_video
+    from lmdvid.video.write import VideoWriteError, VideoWriter, write_image, write_video
 
 _MODULES = {
     "arrays": ("ARRAY_SUFFIXES", "without_suffix"),
@@ -61,7 +61,7 @@ _MODULES = {
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
     "tfrecord": ("RECORD_SUFFIXES", "Record", "record_lengths", "records"),
-    "write": ("VideoWriter", "write_image", "write_video"),
+    "write": ("VideoWriteError", "VideoWriter", "write_image", "write_video"),
 }
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "ScannedClip",
     "VideoInfo",
     "VideoReadError",
+    "VideoWriteError",
     "VideoWriter",
     "centre_square",
     "check_backend",
