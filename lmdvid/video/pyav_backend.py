@@ -380,7 +380,7 @@ def _open(file: str | BytesIO, hardware: "HWAccel | None") -> "InputContainer":
     )
     try:  # FFmpeg already decodes to learn what is in it
         limits = [{"max_pixels": str(MOST_PIXELS)}] * _STREAMS
-        return open_file(stream_options=limits)  # pyright: ignore[reportArgumentType]
+        return open_file(stream_options=limits)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except FFmpegError:
         raise  # some are ValueErrors
     except ValueError:
