@@ -150,7 +150,6 @@ def run_sweep(
         raise SweepError("optuna is not installed: pip install 'lmdvid[sweep]'") from None
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import TrialState
-    from sqlalchemy.exc import DatabaseError
 
     folder = Path(folder)
     grid = sweep.method == "grid"
@@ -161,30 +160,26 @@ def run_sweep(
         trials = math.prod(map(len, space.values()))
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            f"sqlite:///{folder / 'study.db'}",
+            engine_kwargs={"connect_args": {"timeout": 100}},  # seconds, while others write
+            heartbeat_interval=heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+        )
     samplers = {
         "grid": lambda: optuna.samplers.GridSampler(space, seed=0),
         "random": optuna.samplers.RandomSampler,
         "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
     }
-    database = folder / "study.db"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                f"sqlite:///{database}",
-                engine_kwargs={"connect_args": {"timeout": 100}},  # seconds, while others write
-                heartbeat_interval=heartbeat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )
-        study = optuna.create_study(
-            study_name=sweep.name,
-            storage=storage,
-            sampler=samplers[sweep.method](),
-            direction="minimize" if sweep.minimize else "maximize",
-            load_if_exists=True,
-        )
-    except DatabaseError as error:
-        raise SweepError(f"{database} cannot be used as a study: {error.orig}") from None
+    study = optuna.create_study(
+        study_name=sweep.name,
+        storage=storage,
+        sampler=samplers[sweep.method](),
+        direction="minimize" if sweep.minimize else "maximize",
+        load_if_exists=True,
+    )
 
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
 

@@ -432,7 +432,9 @@ def test_a_study_that_is_no_database(here, capsys):
     root = Path(__file__).resolve().parent.parent
     sweep = sorted((root / "experiments/sweeps").glob("*.yaml"))[0]
     assert cli.main(["sweep", str(sweep), "--output", "out", "--trials", "1"]) != 0
-    assert "study.db cannot be used as a study: file is not a database" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out/study.db cannot be used as a study" in said
+    assert "file is not a database" in said
 
 
 def test_weights_with_a_giant_header_or_configuration(here, little_memory):
