@@ -68,7 +68,6 @@ from lmdvid.tasks.finite import Watch, finite_gradient
 ROOT = Path(__file__).resolve().parent.parent
 DRY = "--dry" in sys.argv
 DEVICE = torch.device("cpu" if DRY else "cuda")
-MINUTES = 9.0  # after which no further peer is compiled
 START = time.perf_counter()
 Row = dict[str, Any]
 CLOSE = {torch.float32: 5e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}  # of the largest value
@@ -221,9 +220,11 @@ def copy_rate() -> float:
     return 2 * source.numel() / medians({"copy": lambda: target.copy_(source)})["copy"]
 
 
-def compiled(function: Callable[..., Any], given: list[Tensor]) -> Callable[..., Any] | None:
+def compiled(
+    function: Callable[..., Any], given: list[Tensor], minutes: float = 9
+) -> Callable[..., Any] | None:
     """The peer, or None where no minutes are left or the compiler fails, which it says."""
-    if DRY or time.perf_counter() - START > 60 * MINUTES:
+    if DRY or time.perf_counter() - START > 60 * minutes:
         return None
     torch.compiler.reset()
     peer = torch.compile(function, dynamic=False)
@@ -259,12 +260,12 @@ class Case:
         return lambda: torch.autograd.grad(function(*given), given, weights)
 
 
-def compare(case: Case, rate: float) -> list[Row]:
-    """Rows for the forward pass alone and with the backward one."""
+def compare(case: Case, rate: float, minutes: float) -> list[Row]:
+    """Rows for the forward pass alone and with the backward one; peers up to so many minutes."""
     torch.manual_seed(0)
     given = case.given()
     peers = {"ours": case.ours, "eager": case.plain}
-    if (peer := compiled(case.plain, given)) is not None:
+    if (peer := compiled(case.plain, given, minutes)) is not None:
         peers["compiled"] = peer
     rows = []
     for direction, size in zip(("forward", "both"), case.moved, strict=True):
@@ -292,6 +293,28 @@ def warm_up(number: int) -> str:
         del given
         torch.cuda.empty_cache()
     return case.name
+
+
+def warm_up_network(what: str) -> str:
+    """The same for what the networks need."""
+    os.environ["LMDVID_GRAPHS"] = "0"
+    generator, discriminator = networks()
+    batch = 1 if what == "one frame" else 32 if what.startswith("animate") else 16
+    source, target = pictures(batch, generator.size), pictures(batch, generator.size)
+    dtype = torch.float32 if what.endswith("fp32") else torch.bfloat16
+    with ops.use("triton"), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        if what == "generator":
+            made = generator.to(memory_format=torch.channels_last)(source, target)[0]
+        elif what == "discriminator":
+            made = discriminator.to(memory_format=torch.channels_last)(source.requires_grad_())
+        else:
+            animator = Animator(generator.eval(), dtype, batch_size=batch)
+            return str(len(list(animator.stream(source[0], [*target, *target]))))
+    made.float().mean().backward()
+    return what
+
+
+NETWORKS = ("generator", "discriminator", "animate fp32", "animate bf16", "one frame")
 
 
 def smooth(batch: int, side: int) -> Tensor:
@@ -359,10 +382,12 @@ def side_by_side() -> list[Row]:
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # of each
     count = max(1, min(12, (os.cpu_count() or 1) - 2))
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        compiling = [pool.submit(warm_up, number) for number in range(len(cases()))]
+        compiling = [pool.submit(warm_up_network, what) for what in NETWORKS]
+        compiling += [pool.submit(warm_up, number) for number in range(len(cases()))]
         rows = list(pool.map(check_one, checks()))
         for done in compiling:
-            done.result()
+            if (error := done.exception()) is not None:  # it will be compiled when it is timed
+                print(f"not compiled ahead: {error!r}", flush=True)
     print(f"compiled, after {(time.perf_counter() - START) / 60:.1f} minutes", flush=True)
     return rows
 
@@ -613,6 +638,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="toy size on a CPU; measures nothing")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu.json")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="after which no further peer is compiled (9)"
+    )
     options = parser.parse_args()
     output = options.output
     if output is None and not DRY:
@@ -636,22 +664,27 @@ def main() -> None:
         "dry": DRY,
         "copy_gigabytes_per_second": round(rate / 1e6, 1),
         "correct": checked,
+        "operations": [],
     }
+
+    def keep(key: str, rows: list[Row]) -> None:
+        """Print and write what there is: the machine may be lent for minutes."""
+        result[key] = [*result.get(key, []), *rows]
+        result["minutes"] = round((time.perf_counter() - START) / 60, 1)
+        for row in rows:
+            print("  ".join(f"{k} {v}" for k, v in row.items() if v is not None), flush=True)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(result, indent=2) + "\n")
+
     with ops.use("reference" if DRY else "triton"):
-        result["training"] = training_row()
-        result["animation"] = animation_rows()
+        keep("training", [training_row()])
+        keep("animation", animation_rows())
         if (row := recorded_row()) is not None:
-            result["animation"].append(row)
+            keep("animation", [row])
     # Last, since the peers' compilation may use up the minutes.
-    result["operations"] = [row for case in cases() for row in compare(case, rate)]
-    result["minutes"] = round((time.perf_counter() - START) / 60, 1)
-    for key in ("training", "animation", "operations"):
-        print(f"\n{key}")
-        for row in result[key] if isinstance(result[key], list) else [result[key]]:
-            print("  " + "  ".join(f"{k} {v}" for k, v in row.items() if v is not None))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    for case in cases():
+        keep("operations", compare(case, rate, options.minutes))
 
 
 if __name__ == "__main__":

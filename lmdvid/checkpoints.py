@@ -79,25 +79,30 @@ class Trainer(L.Trainer):
     Each of them looks for `last` on its own disk, or is told something of its own; they would load
     different states, or wait for each other for ever.
 
-    While it trains on a GPU, what a progress bar shows is read twice a second: the host has to wait
-    for it, and Lightning's bars would do so at every step.
+    A task puts what a progress bar shows in training into `shown`, tensors by name, instead of
+    logging it with `prog_bar=True`, for which the host would wait at every step. It is read twice a
+    second.
 
     Raises:
         CheckpointError: on every process, if one of them does not find that file.
     """
 
-    _shown: tuple[float, dict[str, Any]] = (-math.inf, {})
+    shown: dict[str, torch.Tensor]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown = {}
+        self._read: dict[str, float] = {}
+        self._read_again = -math.inf
 
     @property
     def progress_bar_metrics(self) -> dict[str, Any]:
-        """Values by the names they were logged by, for a progress bar."""
-        read, values = self._shown
-        now = time.monotonic()
-        here = self.strategy.root_device.type == "cuda" and self.training
-        if not here or now > read + 0.5:
-            values = super().progress_bar_metrics
-            self._shown = now, values
-        return values
+        """Values for a progress bar, by the names they were logged by."""
+        if self.training and self.shown and time.monotonic() > self._read_again:
+            self._read_again = time.monotonic() + 0.5
+            values = torch.stack([value.float() for value in self.shown.values()]).tolist()
+            self._read = dict(zip(self.shown, values, strict=True))
+        return super().progress_bar_metrics | self._read
 
     def _run(
         self,

@@ -145,15 +145,16 @@ def warp_forward_kernel(
 
 @triton.jit
 def warp_backward_kernel(
-    to_warped, to_painted, where, features, h, to_where, to_h,
+    to_warped, to_painted, where, features, h, to_where, to_sample, to_h,
     C, H, W, OH, OW,
     warped_b, warped_c, warped_p, painted_b, painted_c, painted_p,
     where_b, where_c, features_b, features_c, features_p, h_b, h_c, h_p,
-    to_where_b, to_where_c, to_h_b, to_h_c, to_h_p,
-    LOGITS: tl.constexpr, PAINT: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+    to_where_b, to_where_c, to_sample_b, to_sample_c, to_sample_p, to_h_b, to_h_c, to_h_p,
+    LOGITS: tl.constexpr, PAINT: tl.constexpr, KEEP: tl.constexpr, ALIGN: tl.constexpr,
+    ACC: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of where to sample, and of h."""
+    """Gradients of where to sample, of h, and, with KEEP, of the samples."""
     b = tl.program_id(1).to(tl.int64)
     y, x, exists = _pixels(OH, OW, TILE_H, TILE_W)
     pixel = y * OW + x
@@ -197,6 +198,13 @@ def warp_backward_kernel(
         if LOGITS:
             to_mask += tl.sum(grad * ((1 - fy) * upper + fy * lower), 1)
         grad = mask[:, None] * grad
+        if KEEP:
+            tl.store(
+                to_sample + b * to_sample_b + pixel[:, None] * to_sample_p
+                + c[None, :] * to_sample_c,
+                grad.to(to_sample.dtype.element_ty),
+                mask=exists[:, None] & real[None, :],
+            )  # fmt: skip
         to_x += tl.sum(grad * ((1 - fy) * (v01 - v00) + fy * (v11 - v10)), 1)
         to_y += tl.sum(grad * (lower - upper), 1)
     to_where += b * to_where_b
@@ -216,24 +224,23 @@ def chain_kernel(
     """In which cell of the source each pixel is sampled, and its place in there.
 
     A cell is what lies between four neighbours, by number (H + 1) x (W + 1) with those at the
-    borders; to `share` (B, 3, OH * OW) go the parts of the way through it, and the mask. With CHAIN
-    all pixels of a cell form a chain: `first` (B, cells) is one of them, or -1, and `following`
-    (B, OH * OW) the next after each. Else their cells, over all samples, go to `cell` (B, OH * OW),
-    one past the last where there is none.
+    borders; to `share` (B, 2, OH * OW) go the parts of the way through it. With CHAIN all pixels
+    of a cell form a chain: `first` (B, cells) is one of them, or -1, and `following` (B, OH * OW)
+    the next after each. Else their cells, over all samples, go to `cell` (B, OH * OW), one past the
+    last where there is none.
     """
     b = tl.program_id(1).to(tl.int64)
     y, x, exists = _pixels(OH, OW, TILE_H, TILE_W)
     pixel = y * OW + x
-    px, py, _, _, mask, _ = _places(
+    px, py, _, _, _, _ = _places(
         where + b * where_b, where_c, pixel, y, x, exists, H, W, OH, OW, LOGITS, ALIGN, ACC
     )
     left, top = tl.floor(px), tl.floor(py)
     column, row = _whole(left), _whole(top)
     pixels, cells = OH * OW, (H + 1) * (W + 1)
-    share += b * 3 * pixels
+    share += b * 2 * pixels
     tl.store(share + pixel, px - left, mask=exists)
     tl.store(share + pixels + pixel, py - top, mask=exists)
-    tl.store(share + 2 * pixels + pixel, mask, mask=exists)
     seen = exists & (row >= -1) & (row < H) & (column >= -1) & (column < W)
     number = (row + 1) * (W + 1) + column + 1
     if CHAIN:
@@ -247,9 +254,8 @@ def chain_kernel(
 
 @triton.jit
 def _sampled(
-    pixel, to_warped, to_painted, share, following, pixels, c, real,
-    warped_c, warped_p, painted_c, painted_p,
-    PAINT: tl.constexpr, RIGHT: tl.constexpr, LOWER: tl.constexpr, ACC: tl.constexpr,
+    pixel, to_sample, share, following, pixels, c, real, to_sample_c, to_sample_p,
+    RIGHT: tl.constexpr, LOWER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What pixels that were sampled in a cell give back to one of its corners; those after them."""
     there = pixel >= 0
@@ -257,32 +263,25 @@ def _sampled(
     after = tl.load(following + pixel, mask=there, other=-1)
     fx = tl.load(share + pixel, mask=there, other=0)
     fy = tl.load(share + pixels + pixel, mask=there, other=0)
-    weight = tl.load(share + 2 * pixels + pixel, mask=there, other=0)
-    weight = weight * (fx if RIGHT else 1 - fx) * (fy if LOWER else 1 - fy)
-    grad = _fetch(to_warped, pixel, there, warped_p, c, warped_c, real, ACC)
-    if PAINT:
-        grad += _fetch(to_painted, pixel, there, painted_p, c, painted_c, real, ACC)
+    weight = (fx if RIGHT else 1 - fx) * (fy if LOWER else 1 - fy)
+    grad = _fetch(to_sample, pixel, there, to_sample_p, c, to_sample_c, real, ACC)
     return weight[:, None] * grad, after
 
 
 @triton.jit
 def gather_kernel(
-    to_warped, to_painted, share, first, following, to_features,
+    to_sample, share, first, following, to_features,
     C, H, W, pixels,
-    warped_b, warped_c, warped_p, painted_b, painted_c, painted_p,
-    to_features_b, to_features_c, to_features_p,
-    PAINT: tl.constexpr, ACC: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    to_sample_b, to_sample_c, to_sample_p, to_features_b, to_features_c, to_features_p,
+    ACC: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradients of pixels of the source: all that was sampled in the four cells around each."""
     b = tl.program_id(1).to(tl.int64)
     y, x, exists = _pixels(H, W, TILE_H, TILE_W)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
-    to_warped += b * warped_b
-    if PAINT:
-        to_painted += b * painted_b
-    share += b * 3 * pixels
+    to_sample += b * to_sample_b
+    share += b * 2 * pixels
     following += b * pixels
     # The cells right below, left below, right above, left above.
     first += b * (H + 1) * (W + 1)
@@ -294,23 +293,23 @@ def gather_kernel(
     total = tl.zeros((TILE_H * TILE_W, BLOCK_C), ACC)
     while tl.max(tl.maximum(tl.maximum(one, two), tl.maximum(three, four)), 0) >= 0:
         value, one = _sampled(
-            one, to_warped, to_painted, share, following, pixels, c, real,
-            warped_c, warped_p, painted_c, painted_p, PAINT, False, False, ACC,
+            one, to_sample, share, following, pixels, c, real, to_sample_c, to_sample_p,
+            False, False, ACC,
         )  # fmt: skip
         total += value
         value, two = _sampled(
-            two, to_warped, to_painted, share, following, pixels, c, real,
-            warped_c, warped_p, painted_c, painted_p, PAINT, True, False, ACC,
+            two, to_sample, share, following, pixels, c, real, to_sample_c, to_sample_p,
+            True, False, ACC,
         )  # fmt: skip
         total += value
         value, three = _sampled(
-            three, to_warped, to_painted, share, following, pixels, c, real,
-            warped_c, warped_p, painted_c, painted_p, PAINT, False, True, ACC,
+            three, to_sample, share, following, pixels, c, real, to_sample_c, to_sample_p,
+            False, True, ACC,
         )  # fmt: skip
         total += value
         value, four = _sampled(
-            four, to_warped, to_painted, share, following, pixels, c, real,
-            warped_c, warped_p, painted_c, painted_p, PAINT, True, True, ACC,
+            four, to_sample, share, following, pixels, c, real, to_sample_c, to_sample_p,
+            True, True, ACC,
         )  # fmt: skip
         total += value
     place = (y * W + x)[:, None] * to_features_p + c[None, :] * to_features_c
@@ -558,14 +557,16 @@ def warp_backward(
     rows, columns = to_warped.shape[2:]
     accumulator = _accumulator(where, to_warped)
     th, tw, bc = _tile(to_warped, 1024)
-    grid = _tiles(rows, columns, th, tw), batch
+    # What goes back to the features is kept for the kernel that collects it.
+    keep = logits and to_features is not None
+    to_sample = torch.empty_like(to_warped) if keep else to_warped
     with _on(features):
-        warp_backward_kernel[grid](
-            to_warped, to_painted, where, features, h, to_where, to_h,
+        warp_backward_kernel[(_tiles(rows, columns, th, tw), batch)](
+            to_warped, to_painted, where, features, h, to_where, to_sample, to_h,
             channels, height, width, rows, columns,
             *_strides(to_warped), *_strides(to_painted), *_strides(where)[:2], *_strides(features),
-            *_strides(h), *_strides(to_where)[:2], *_strides(to_h),
-            LOGITS=logits, PAINT=h is not None, ALIGN=align_corners,
+            *_strides(h), *_strides(to_where)[:2], *_strides(to_sample), *_strides(to_h),
+            LOGITS=logits, PAINT=h is not None, KEEP=keep, ALIGN=align_corners,
             ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
             num_warps=4 if to_warped.element_size() == 2 else 8,  # measured on an H200
         )  # fmt: skip
@@ -573,7 +574,7 @@ def warp_backward(
             return
         pixels, cells = rows * columns, (height + 1) * (width + 1)
         share = where.new_empty(
-            batch, 3, pixels, dtype=torch.float64 if accumulator == tl.float64 else torch.float32
+            batch, 2, pixels, dtype=torch.float64 if accumulator == tl.float64 else torch.float32
         )
         following = torch.empty(batch, pixels, dtype=torch.int32, device=where.device)
         cell = first = None
@@ -592,10 +593,9 @@ def warp_backward(
             first = _chain_in_order(cell, following, batch * cells)
         th, tw, bc = _tile(to_features, 1024)
         gather_kernel[(_tiles(height, width, th, tw), batch, triton.cdiv(channels, bc))](
-            to_warped, to_painted, share, first, following, to_features,
-            channels, height, width, pixels,
-            *_strides(to_warped), *_strides(to_painted), *_strides(to_features),
-            PAINT=h is not None, ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
+            to_sample, share, first, following, to_features, channels, height, width, pixels,
+            *_strides(to_sample), *_strides(to_features),
+            ACC=accumulator, TILE_H=th, TILE_W=tw, BLOCK_C=bc,
         )  # fmt: skip
 
 
@@ -638,7 +638,7 @@ def resample(
     }  # fmt: skip
     with _on(x):
         if taps == 4 and up == 1:
-            deep, tw, bc = _column(out)
+            deep, tw, bc = _column(out, 8 // down)
             grid = triton.cdiv(rows, deep) * triton.cdiv(columns, tw)
             filter_kernel[(grid, batch, triton.cdiv(channels, bc))](
                 *given, DOWN=down, ROWS=deep, TILE_W=tw, BLOCK_C=bc, **kind
@@ -712,16 +712,17 @@ def _tile(x: Tensor, elements: int) -> tuple[int, int, int]:
     return th, tw, block
 
 
-def _column(x: Tensor) -> tuple[int, int, int]:
+def _column(x: Tensor, deepest: int) -> tuple[int, int, int]:
     """Rows that a program writes one after the other, and the columns and channels of each."""
     batch, channels, height, width = x.shape
     every = triton.next_power_of_2(channels)
     last = _strides(x)[1] == 1 and channels > 1
-    tw = min(triton.next_power_of_2(width), 1024 // min(every, 64 if last else 2))
-    bc = min(every, 1024 // tw)
+    tw = min(triton.next_power_of_2(width), 512 // min(every, 64 if last else 2))
+    bc = min(every, 512 // tw)
     # Long columns save work, as long as there are some for all of the GPU.
     columns = batch * triton.cdiv(width, tw) * triton.cdiv(channels, bc)
-    return next((rows for rows in (8, 4) if columns * (height // rows) >= 1024), 2), tw, bc
+    enough = [rows for rows in (8, 4) if rows <= deepest and columns * (height // rows) >= 1024]
+    return enough[0] if enough else 2, tw, bc
 
 
 def _tiles(height: int, width: int, th: int, tw: int) -> int:

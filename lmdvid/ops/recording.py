@@ -110,6 +110,9 @@ class RecordedModule:
             if isinstance(x, Tensor)
         )
         call = _Call(self.module, given)
+        # Recording takes another stream, which the parameters' part of the graph remembers.
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
             # Without autocast, which would reach the backward pass: the call itself turns it on.
             with torch.autocast("cuda", enabled=False):

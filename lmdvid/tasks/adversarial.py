@@ -379,8 +379,12 @@ class AdversarialTask(L.LightningModule):
             self.log("nonfinite/returns", float(self._skipping.returns))
 
     def _log_terms(self, network: str, terms: dict[str, Tensor]) -> None:
+        seldom = self._waits_for_nothing and isinstance(self.trainer, checkpoints.Trainer)
         for name, value in terms.items():
-            self.log(f"{network}/{name}", value.detach(), prog_bar=network == "generator")
+            shown = network == "generator"
+            self.log(f"{network}/{name}", value.detach(), prog_bar=shown and not seldom)
+            if shown and seldom:
+                self.trainer.shown[f"{network}/{name}"] = value.detach()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
