@@ -129,7 +129,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 def _check_output(name: str, place: str) -> None:
     parts = PurePosixPath(name).parts
-    beyond = name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in name
+    beyond = name.startswith("/") or ".." in parts or "\\" in name or ":" in name
+    beyond = beyond or not name.isprintable()
     if beyond or any(part.startswith(".") for part in parts):
         raise JobError(f"{place}: output {name!r} is no plain name below the folder of results")
     if PurePosixPath(name).suffix.lower() not in _SUFFIXES:
@@ -140,7 +141,7 @@ def _check_output(name: str, place: str) -> None:
 
 def _free_name(source: str, driving: str, taken: Mapping[str, Pair]) -> str:
     stem = f"{Path(source).stem}__{Path(driving).stem}".lstrip(".").replace(":", "_")
-    stem = stem.replace("\\", "_")
+    stem = _printable(stem.replace("\\", "_"))
     name, number = f"{stem}.mp4", 1
     while name in taken:
         number += 1
@@ -292,8 +293,9 @@ def _round(
                         reason = f"it ends the process, twice ({answer.cause})"
                     with ledger.claim(pair) as mine:
                         if mine:
-                            ledger.note(pair, "failed", 0.0, reason)
-                    answer = ledger.outcome(pair, retried.get(pair.output))
+                            answer = ledger.note(pair, "failed", 0.0, reason)
+                        else:
+                            answer = ledger.outcome(pair, retried.get(pair.output))
                 if answer is None or answer["status"] == "elsewhere":
                     elsewhere.append(pair)
                 elif answer["status"] == "full":
@@ -628,8 +630,13 @@ class _Worker:
             target.unlink()
 
 
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _printable(" ".join(str(error).split()))
     if type(error).__module__.startswith("lmdvid."):
         return text
     return f"{type(error).__name__}: {text}"

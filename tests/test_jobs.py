@@ -312,7 +312,15 @@ def test_pairs_that_crash_or_hang_the_process_do_not_stop_the_others(place, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.mp4", "/tmp/out.mp4", "a/../../b.mp4", "a\\b.mp4", "C:b.mp4", ".lmdvid_parts/b.mp4"],
+    [
+        "../out.mp4",
+        "/tmp/out.mp4",
+        "a/../../b.mp4",
+        "a\\b.mp4",
+        "C:b.mp4",
+        ".lmdvid_parts/b.mp4",
+        "\x1b[2Jb.mp4",
+    ],
 )
 def test_outputs_outside_the_folder_are_refused(tmp_path, name):
     pairs = write_pairs(
@@ -327,6 +335,8 @@ def test_names_that_meet_are_numbered(tmp_path):
     pairs = read_pairs(write_pairs(tmp_path / "p.csv", *rows))
     assert [pair.output for pair in pairs] == ["a__b.mp4", "a__b_2.mp4", "a__b_3.mp4"]
     assert pairs[1].source == str(tmp_path / "y/a.png")
+    pairs = read_pairs(write_pairs(tmp_path / "p.csv", ("\x1b[2Ja.png", "b.mp4")))
+    assert pairs[0].output == "?[2Ja__b.mp4"
 
 
 @pytest.mark.parametrize(
