@@ -506,7 +506,8 @@ def counted_waits() -> Iterator[list[str]]:
             yield places
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    waits = [w for w in caught if "called a synchronizing" in str(w.message)]
+    places += [f"{w.filename}:{w.lineno}" for w in waits]
 
 
 def networks() -> tuple[Generator, ImageDiscriminator]:

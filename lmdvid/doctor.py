@@ -143,6 +143,7 @@ def accelerators() -> Iterator[Finding]:
             text = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
             yield Finding(f"cuda:{index}", text)
             yield _kernels(torch.device("cuda", index))
+            yield _recording(torch.device("cuda", index))
     elif driver:
         text = f"an NVIDIA GPU is here, but torch {torch.__version__} cannot use it"
         yield Finding("cuda", text, False, _TORCH)
@@ -176,6 +177,19 @@ def _kernels(device: Any) -> Finding:
     if dispatch.interpreted() and impl == "auto":
         return Finding(subject, "plain PyTorch, because TRITON_INTERPRET=1 is for tests")
     return Finding(subject, "Triton kernels")
+
+
+def _recording(device: Any) -> Finding:
+    """Whether work on a GPU is launched as a whole."""
+    subject = f"CUDA graphs on {device}"
+    try:
+        setting = import_module("lmdvid.ops.recording").records()
+    except Exception as error:  # as below
+        return Finding(subject, _first_line(error), False, "unset LMDVID_GRAPHS")
+    if not setting:
+        return Finding(subject, "none: operations are launched one by one (LMDVID_GRAPHS=0)")
+    several = "" if setting == "all" else "; not where several GPUs train together"
+    return Finding(subject, f"LIA's training and every animation{several}")
 
 
 def _animation(torch: Any) -> Iterator[Finding]:

@@ -265,3 +265,14 @@ def test_a_checkout_that_is_not_installed_is_told_so(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "distribution", missing)
     assert doctor.main() == 1
     assert "pip install -e" in capsys.readouterr().out
+
+
+def test_what_is_recorded_on_a_gpu_is_told(monkeypatch):
+    def told(setting):
+        monkeypatch.setenv("LMDVID_GRAPHS", setting)
+        return doctor._recording(torch.device("cuda", 0))
+
+    assert told("1").text.endswith("not where several GPUs train together")
+    assert told("all").text == "LIA's training and every animation"
+    assert "LMDVID_GRAPHS=0" in told("0").text
+    assert not told("yes").ok

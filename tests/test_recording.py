@@ -28,9 +28,15 @@ def test_on_a_cpu_everything_runs_as_ever():
 
 
 def test_it_can_be_turned_off(monkeypatch):
-    assert recording.records()
+    monkeypatch.delenv("LMDVID_GRAPHS", raising=False)
+    assert recording.records() == "one"
+    monkeypatch.setenv("LMDVID_GRAPHS", "all")
+    assert recording.records() == "all"
     monkeypatch.setenv("LMDVID_GRAPHS", "0")
     assert not recording.records()
+    monkeypatch.setenv("LMDVID_GRAPHS", "no")
+    with pytest.raises(ValueError, match="choose 0, 1 or all"):
+        recording.records()
 
 
 @GPU

@@ -7,15 +7,25 @@ with running them. Recorded as a CUDA graph they are launched by one call.
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 
-def records() -> bool:
-    """Whether anything is recorded: not where the environment variable LMDVID_GRAPHS is 0."""
-    return os.environ.get("LMDVID_GRAPHS", "1") != "0"
+def records() -> Literal["", "one", "all"]:
+    """Whether anything is recorded, by the environment variable LMDVID_GRAPHS.
+
+    0 is never. 1, the default, is where one GPU works alone; `all` is also where several train
+    together, which was never tried.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    setting = os.environ.get("LMDVID_GRAPHS", "1")
+    if setting not in ("0", "1", "all"):
+        raise ValueError(f"LMDVID_GRAPHS={setting!r}: choose 0, 1 or all")
+    return "all" if setting == "all" else "one" if setting == "1" else ""
 
 
 class Recorded:

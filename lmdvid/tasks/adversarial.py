@@ -8,13 +8,13 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lmdvid import checkpoints, losses
 from lmdvid.ema import ExponentialMovingAverage
 from lmdvid.navigator import LatentNavigator
-from lmdvid.ops.recording import RecordedModule
+from lmdvid.ops.recording import RecordedModule, records
 from lmdvid.tasks import nonfinite as bad_numbers
 from lmdvid.tasks.finite import Watch, finite_gradient, poison
 from lmdvid.tasks.gradients import send_what_learns
@@ -126,13 +126,15 @@ class AdversarialTask(L.LightningModule):
         return self.discriminator(samples)
 
     def replayed(self, use: str, module: nn.Module, *given: Any) -> Any:
-        """Call a module; on a GPU its passes are recorded and replayed, see `RecordedModule`.
+        """Call a module; on one GPU its passes are recorded and replayed, see `RecordedModule`.
 
         Args:
             use: What for: calls before the same backward pass need names of their own.
             module: One that does the same operations at every step.
             given: Tensors and other values.
         """
+        if self.trainer.world_size > 1 and records() != "all":
+            return module(*given)
         if use not in self._recorded:
             self._recorded[use] = RecordedModule(module)
         return self._recorded[use](*given)
@@ -256,6 +258,11 @@ class AdversarialTask(L.LightningModule):
         """Go on in the right epoch; let processes send no gradients of the network that rests."""
         checkpoints.continue_epoch(self.trainer)
         send_what_learns(self.trainer.strategy.model)
+        if self._waits_for_nothing and self.trainer.world_size > 1 and records() == "one":
+            rank_zero_info(
+                "training passes are launched operation by operation, since recording them was "
+                "never tried with several GPUs; LMDVID_GRAPHS=all does"
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let what a step draws depend on the run's seed, the step and the process alone.

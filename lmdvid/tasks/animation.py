@@ -65,6 +65,8 @@ class AnimationTask(AdversarialTask):
         nonfinite: Policy = "stop",
         nonfinite_limit: int = 10,
     ) -> None:
+        if perceptual not in ("vgg19", "efficientnet", "none"):  # a file may give null
+            raise ValueError(f"perceptual={perceptual}: choose vgg19, efficientnet or none")
         super().__init__(
             generator,
             discriminator,
