@@ -134,6 +134,7 @@ def test_what_is_there_is_kept_as_long_as_nothing_changed(place, tmp_path):
     assert len(notes(tmp_path)) == 3  # also the failure was left alone
     # what a kill in the middle of a note, and of an output, leaves behind
     with (tmp_path / ".lmdvid_jobs.jsonl").open("a") as journal:
+        journal.write(json.dumps(dict.fromkeys(notes(tmp_path)[0], ())) + "\n")  # what is no note
         journal.write('{"output": "face0__')
     (tmp_path / names[1]).write_bytes(b"half")
     (place / "late.png").write_bytes((place / "face3.png").read_bytes())
