@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
 
     A folder is a clip when it is named like a video (`x.mp4`), or when it holds images and neither
     videos nor folders: stills beside videos are not clips. Hidden entries are passed over, and so
-    are links to a folder that they lie in.
+    are links to a folder that they lie in, be it above `root`: of a set's train/ to the set, say.
 
     Args:
         root: where to look.
@@ -66,7 +67,12 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
     Raises:
         DataError: if `root` is a file but no clip, or a folder may not be listed.
     """
-    paths = sorted(_walk(root, suffixes), key=lambda path: path.parts)
+    above = set()
+    for folder in root.resolve().parents:
+        with suppress(OSError):  # what is in the way of `root` is told below
+            found = folder.stat()
+            above.add((found.st_dev, found.st_ino))
+    paths = sorted(_walk(root, suffixes, frozenset(above)), key=lambda path: path.parts)
     return {
         path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
     }

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from einops import rearrange
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
@@ -462,15 +463,23 @@ class ContinuedLog(L.Callback):
     Every row is written as it is logged. A resumed run has a folder of its own; its metrics.csv
     begins with the rows that the run it goes on from logged before the checkpoint, so that each
     step is there once. The earlier run's file stays as it is. A step's row is logged after its
-    checkpoint: only a kill between the two costs a row.
+    checkpoint: only a kill between the two costs a row. A validation that follows the checkpoint's
+    step is made again, see `make_up_validation`, and its row takes the earlier one's place.
+
+    What ModelCheckpoints remember of the earlier folder, such as the best score, they keep, which
+    Lightning would have them forget; the files there stay.
 
     The position in the epoch, too, is taken from where the loader stands: Lightning counts the
     batches of the earlier run, which had other ones if it had other processes or batch sizes.
     """
 
+    def __init__(self) -> None:
+        self._waiting: list[tuple[CSVLogger, list[dict[str, Any]]]] = []
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy the earlier rows, and count the batches that are behind."""
         _continue_epoch(trainer)
+        self._waiting = []
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -479,9 +488,38 @@ class ContinuedLog(L.Callback):
                 if trainer.ckpt_path:
                     earlier = Path(trainer.ckpt_path).parent.parent / "metrics.csv"
                     # As many rows as batches; `global_step` leaves out those that were skipped.
-                    rows = earlier_rows(earlier, trainer.fit_loop.total_batch_idx + 1)
+                    last = trainer.fit_loop.total_batch_idx
+                    rows, waiting = earlier_rows(earlier, last + 1), []
+                    while rows and int(rows[-1]["step"]) == last and _validates(rows[-1]):
+                        waiting.insert(0, rows.pop())
+                    self._waiting.append((logger, waiting))
                     logger.experiment.metrics = rows + logger.experiment.metrics
                     logger.save()
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let what ModelCheckpoints remember count in the new folder."""
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None:
+                state["dirpath"] = callback.dirpath
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let its row be the only one."""
+        self._waiting = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Copy the earlier validation's row after all: the task has not made it again."""
+        for logger, rows in self._waiting:
+            logger.experiment.metrics += rows
+        self._waiting = []
+
+
+def _validates(row: dict[str, Any]) -> bool:
+    return any(name.startswith("val") for name in row)
 
 
 def _continue_epoch(trainer: L.Trainer) -> None:

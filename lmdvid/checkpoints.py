@@ -8,8 +8,8 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +237,56 @@ def continue_epoch(trainer: L.Trainer) -> None:
             fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH
     elif fit.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
         fit._restart_stage = RestartStage.NONE  # saved at its last batch: the next one is a new one
+
+
+def validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether the run goes on from a checkpoint after whose step comes a validation.
+
+    Lightning takes it for made. For `on_train_start`.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    if not loop.restarted_on_train_batch_end:
+        return False
+    with _as_when_saved(trainer):
+        return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def make_up_validation(trainer: L.Trainer) -> None:
+    """Validate if it is due, as the run that wrote the checkpoint did or would have done.
+
+    What remembers scores, such as a ModelCheckpoint that monitors one, does not know them from the
+    checkpoint. For `on_train_start`, after `continue_epoch`.
+    """
+    if not validation_is_due(trainer):
+        return
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    counts = loop.batch_progress.state_dict()
+    with _as_when_saved(trainer):
+        trainer.validating = True
+        loop.restarting = False  # all of it, whatever an earlier one had come to
+        loop.run()
+        trainer.training = True
+    loop.batch_progress.load_state_dict(counts)  # which go on as if it had been made
+
+
+@contextmanager
+def _as_when_saved(trainer: L.Trainer) -> Iterator[None]:
+    """Let counters say what they did just after a checkpoint was written at a batch's end.
+
+    So do checkpoints that are written in between: their batch is over.
+    """
+    fit: Any = trainer.fit_loop
+    batches, epoch = fit.epoch_loop.batch_progress, fit.epoch_progress
+    # Lightning ends the epoch of its last batch's checkpoint before training begins.
+    ended = batches.is_last_batch and epoch.total.processed == epoch.total.started
+    for part in ("total", "current"):
+        getattr(batches, part).completed += 1
+        for count in ("processed", "completed") if ended else ():
+            setattr(getattr(epoch, part), count, getattr(getattr(epoch, part), count) - 1)
+    try:
+        yield
+    finally:
+        for part in ("total", "current"):
+            getattr(batches, part).completed -= 1
+            for count in ("processed", "completed") if ended else ():
+                setattr(getattr(epoch, part), count, getattr(getattr(epoch, part), count) + 1)

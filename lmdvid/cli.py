@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lmdvid import commands
 from lmdvid.commands import UsageError
@@ -200,6 +200,22 @@ def _has_bf16(torch) -> bool:
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def _refuse_stale_addresses() -> None:
+    """Refuse what hangs, or fails to connect, at the first restart, perhaps days after the start.
+
+    torchrun keeps one store for all attempts (torch 2.13; its other kinds of rendezvous always do),
+    where a process that comes first finds the addresses that the earlier attempt left.
+    """
+    more_than_one = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if more_than_one and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UsageError(
+            "torchrun --max-restarts lets processes look for those of an earlier attempt: put "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before `torchrun`, and use --rdzv-backend c10d "
+            "(on one machine --standalone)"
+        )
+
+
 def _useful(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     if text.startswith("Time limit reached"):  # also at once, where a run is resumed after that
@@ -358,6 +374,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
     _silence()
     from lightning.fabric.plugins import TorchCheckpointIO
     from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities import rank_zero_info
 
@@ -431,6 +448,7 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
         def before_instantiate_classes(self) -> None:
             import torch
 
+            _refuse_stale_addresses()
             if self.config.get("subcommand") == "predict":
                 # Nobody is left to take them when the command ends; callbacks write them.
                 self._section()["return_predictions"] = False
@@ -472,9 +490,11 @@ def build_cli(args: Sequence[str], *, prog: str = "lightning", run: bool = True)
                 raise UsageError(summarise(str(error))) from error
 
         def instantiate_trainer(self, **kwargs):
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer: Any = super().instantiate_trainer(**kwargs)
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
                 trainer.strategy.checkpoint_io = checkpoints.AtomicCheckpointIO()
+            if trainer.fast_dev_run:  # in which Lightning 2.6 still has `save_last` write its file
+                trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)]
             return trainer
 
     kwargs: dict = {"prog": prog, "allow_abbrev": False}

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ def run_sweep(
     """
     try:
         import optuna
+        from filelock import FileLock
     except ImportError:
         raise SweepError("optuna is not installed: pip install 'lmdvid[sweep]'") from None
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -160,7 +162,13 @@ def run_sweep(
         trials = math.prod(map(len, space.values()))
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
+    samplers = {
+        "grid": lambda: optuna.samplers.GridSampler(space, seed=0),
+        "random": optuna.samplers.RandomSampler,
+        "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
+    }
+    # Processes that begin together must not all make the database.
+    with FileLock(folder / "study.lock"), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = RDBStorage(
             f"sqlite:///{folder / 'study.db'}",
@@ -168,22 +176,23 @@ def run_sweep(
             heartbeat_interval=heartbeat,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
-    samplers = {
-        "grid": lambda: optuna.samplers.GridSampler(space, seed=0),
-        "random": optuna.samplers.RandomSampler,
-        "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
-    }
-    study = optuna.create_study(
-        study_name=sweep.name,
-        storage=storage,
-        sampler=samplers[sweep.method](),
-        direction="minimize" if sweep.minimize else "maximize",
-        load_if_exists=True,
-    )
+        study = optuna.create_study(
+            study_name=sweep.name,
+            storage=storage,
+            sampler=samplers[sweep.method](),
+            direction="minimize" if sweep.minimize else "maximize",
+            load_if_exists=True,
+        )
 
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
 
+    def count(*states: Any) -> int:
+        return len(study.get_trials(deepcopy=False, states=states))
+
     def objective(trial: Any) -> float:
+        before = study.get_trials(deepcopy=False, states=(*ended, TrialState.RUNNING))
+        if sum(other.number < trial.number for other in before) >= trials:
+            raise _TakenError  # another process was quicker
         chosen = {name: _suggest(trial, name, d) for name, d in sweep.parameters.items()}
         attributes = study.get_trials(deepcopy=False)[trial.number].system_attrs
         number = attributes.get("failed_trial", trial.number)
@@ -194,13 +203,16 @@ def run_sweep(
             raise optuna.TrialPruned  # counted, never chosen
         return value
 
-    def enough(study: Any, _: Any) -> None:
-        if len(study.get_trials(deepcopy=False, states=ended)) >= trials:
-            study.stop()
-
-    if len(study.get_trials(deepcopy=False, states=ended)) < trials:
-        signal.signal(signal.SIGTERM, _stop)
-        study.optimize(objective, callbacks=[enough])
+    signal.signal(signal.SIGTERM, _stop)
+    # optuna by itself would let who is idle try once more what others are still trying.
+    while count(*ended) < trials:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)  # which puts what was cut short in the queue
+        if count(*ended, TrialState.RUNNING) < trials or count(TrialState.WAITING):
+            study.optimize(objective, n_trials=1, catch=_TakenError)
+        else:
+            time.sleep(heartbeat / 2)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done:
         raise SweepError(f"no trial of {folder} gave a value of {sweep.metric}; see its log.txt")
@@ -210,8 +222,12 @@ def run_sweep(
         "settings": settings,
         "value": best.value,
         "folder": str(folder / best.user_attrs[_FOLDER]),
-        "finished": len(study.get_trials(deepcopy=False, states=ended)),
+        "finished": count(*ended),
     }
+
+
+class _TakenError(Exception):
+    """All trials are under way or done."""
 
 
 def _stop(number: int, frame: Any) -> None:

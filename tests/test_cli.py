@@ -217,6 +217,16 @@ def test_second_run_works_without_logger_too(folder, capsys):
     assert yaml.safe_load(Path("config.yaml").read_text())["trainer"]["logger"] is False
 
 
+def test_restarts_that_would_look_for_processes_of_before_are_refused(folder, capsys, monkeypatch):
+    for name, value in (("MAX_RESTARTS", "3"), ("USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    assert outcome(capsys, "fit --config run.yaml")[0] == 0  # alone there is nobody to look for
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, error = outcome(capsys, "fit --config run.yaml")
+    assert code == 2
+    assert "put TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before `torchrun`" in error
+
+
 def test_bf16_is_not_imitated_by_processors_without_it(folder, capsys, monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     built = {}

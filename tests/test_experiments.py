@@ -81,3 +81,50 @@ def test_experiment_builds(path, tmp_path, monkeypatch):
     assert any(0 < saver._every_n_train_steps <= 1000 for saver in savers)
     assert not any(saver.save_weights_only for saver in savers)
     assert not list(tmp_path.iterdir()), "building must not write anything"
+
+
+FEW = {
+    "train_identities": 3,
+    "test_identities": 2,
+    "clip_frames": 32,
+    "eval_clips": 2,
+    "eval_frames": 16,
+    "num_workers": 0,
+}
+SMALL = sorted(path.stem for path in EXPERIMENTS if "_puppets" in path.stem)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A current directory for all, where what one has drawn another finds."""
+    return tmp_path_factory.mktemp("small")
+
+
+def run_fast(name: str, *more: str, **data: object) -> int | None:
+    words = ["fit", f"--config={ROOT}/experiments/{name}.yaml"]
+    words += [f"--data.init_args.{key}={value}" for key, value in (data or FEW).items()]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    return main([*words, *more])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*bf16.*")
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_experiment_runs(name, place, monkeypatch):
+    """One batch of training and one of validation, which leave nothing but the drawings."""
+    monkeypatch.chdir(place)
+    if name.endswith("_avd"):  # goes on with what the first stage has written
+        first = name.removesuffix("_avd")
+        assert run_fast(first, "--trainer.max_steps=1", "--trainer.log_every_n_steps=1") == 0
+    before = {path.name for path in place.iterdir()} | {"data"}
+    assert run_fast(name, "--trainer.fast_dev_run=true") == 0
+    assert {path.name for path in place.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_clips_of_ones_own_run(tmp_path, monkeypatch):
+    """One clip is enough."""
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("mine/a.mp4"), torch.randint(256, (40, 64, 64, 3), dtype=torch.uint8), 25)
+    own = {"root": "mine", "eval_frames": 4}
+    assert run_fast("lia_clips", "--trainer.fast_dev_run=true", **own) == 0

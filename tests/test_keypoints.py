@@ -246,6 +246,12 @@ def test_impossible_sizes_are_refused():
         fomm.Generator(64)
     with pytest.raises(ValueError, match=r"takes \(B, 3, 32, 32\)"):
         NETWORKS["mraa"]().encode_motion(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="does not pad, and needs 61 pixels; choose 64"):
+        FOMM(size=60, shrink=1, blocks=2, adversarial=1.0)
+    shown, _ = fomm.PatchDiscriminator(width=0.06)(torch.zeros(1, 3, 61, 61))
+    assert shown.shape[-2:] == (2, 2)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):  # of torch, for 60
+        fomm.PatchDiscriminator(width=0.06)(torch.zeros(1, 3, 60, 60))
 
 
 # Animation

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +15,12 @@ from torch.utils.data import DataLoader
 
 from lmdvid.callbacks import ContinuedLog
 from lmdvid.tasks.finite import finite_gradient, poison
+from lmdvid.tasks.fomm import FOMM
+from lmdvid.tasks.g3an import G3AN
+from lmdvid.tasks.imaginator import ImaGINator
+from lmdvid.tasks.inmodegan import InMoDeGAN
 from lmdvid.tasks.lia import LIA
+from lmdvid.tasks.mraa import MRAA
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 pytestmark = [
@@ -29,13 +35,19 @@ pytestmark = [
 class Batches(L.LightningDataModule):
     """Two clips a batch, in order; NaN in a pixel of the batches in `bad`."""
 
-    def __init__(self, count: int, bad: tuple[int, ...] = (), without: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        count: int,
+        bad: tuple[int, ...] = (),
+        without: tuple[int, ...] = (),
+        frames: int = 2,
+    ):
         super().__init__()
         self.items = []
-        squares = Squares(2 * count)
+        squares = Squares(2 * count, frames)
         for batch in range(count):
             for clip in (2 * batch, 2 * batch + 1):
-                item = squares[clip]
+                item = {**squares[clip], "label": clip % 2}
                 if batch in bad and clip % 2:
                     item["video"][1, 0, 3, 3] = math.nan
                 if batch not in without:
@@ -82,6 +94,51 @@ def test_a_skipped_batch_leaves_no_trace_in_the_weights(tmp_path, caplog):
     logged = [float(row["nonfinite/skipped"]) for row in rows(run)]
     assert logged == [0, 1, 1, 2, 2]
     assert {row["nonfinite/returns"] for row in rows(run)} == {"0.0"}
+
+
+KEYPOINTS = {"width": 0.06, "perceptual": "none", "shrink": 1, "blocks": 3, "padding": 3}
+THIN = {"width": 0.0625, "motion_noise": 5}
+TASKS = {
+    "fomm": partial(FOMM, keypoints=3, l1=1.0, **KEYPOINTS),
+    "mraa": partial(MRAA, regions=3, l1=1.0, **KEYPOINTS),
+    "avd": partial(MRAA, regions=3, stage="avd", **KEYPOINTS),
+    "g3an": partial(G3AN, **THIN),
+    "imaginator": partial(ImaGINator, classes=["right", "left"], appearance=6, **THIN),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_nor_in_running_statistics_whatever_the_system(tmp_path, caplog, name):
+    """They see a batch before its loss is known."""
+    make = partial(TASKS[name], size=32, ema=0.9, nonfinite="skip")
+    frames = 16 if name in ("g3an", "imaginator") else 2
+    skipping, run = fit(tmp_path / "a", Batches(3, bad=(1,), frames=frames), make)
+    without, _ = fit(tmp_path / "b", Batches(3, without=(1,), frames=frames), make)
+    assert run.global_step == 2
+    assert "clip2, clip3. It is left out (1 so far, 1 in a row)" in caplog.text
+    assert differences(skipping, without) == []
+
+
+def test_a_generator_that_sees_no_clip_has_taken_its_step(tmp_path):
+    record = Record()
+    make = partial(
+        InMoDeGAN,
+        size=32,
+        frames=4,
+        dim=16,
+        directions=3,
+        speeds=[1],
+        video_kind="2d",
+        nonfinite="skip",
+        **THIN,
+    )
+    _, run = fit(tmp_path, Batches(3, bad=(1,), frames=4), make, callbacks=[record])
+    assert run.global_step == 3
+    before, after, last = record.weights
+    changed = {name.split(".")[1] for name in differences(before, after)}
+    assert changed == {"generator", "generator_ema"}
+    assert any("discriminator" in name for name in differences(after, last))
+    assert all(value.isfinite().all() for value in last.values())
 
 
 class Treacherous(LIA):

@@ -244,6 +244,61 @@ def test_the_log_of_a_resumed_run_is_that_of_an_undisturbed_one(clips, tmp_path)
     assert rest == whole
 
 
+class KillInValidation(L.Callback):
+    """Ends the run abruptly when it begins or has ended the validation after a step."""
+
+    def __init__(self, step: int, hook: str):
+        setattr(self, hook, self.end)
+        self.step = step
+
+    def end(self, trainer, pl_module):
+        if trainer.global_step == self.step:
+            raise KilledError
+
+
+STEPS = {"max_steps": 8, "val_check_interval": 2, "check_val_every_n_epoch": None}
+EPOCHS = {"max_epochs": 3, "check_val_every_n_epoch": 2}
+
+
+@pytest.mark.parametrize(
+    ("step", "hook", "options"),
+    [
+        (6, "on_validation_start", STEPS),
+        (6, "on_validation_end", STEPS),
+        (4, "on_validation_end", STEPS),
+        (8, "on_validation_start", EPOCHS),
+    ],
+)
+def test_a_validation_at_the_checkpoints_step_is_made_once(clips, tmp_path, step, hook, options):
+    """In mid-epoch and at an epoch's end; also seen by what remembers the best score."""
+
+    def run(name, *more, resume=None):
+        best = ModelCheckpoint(tmp_path / f"{name}/best", "{step}", "val/l1", save_top_k=-1)
+        callbacks = [ContinuedLog(), best, *more]
+        return fit(tmp_path / name, clips, callbacks=callbacks, resume=resume, **options), best
+
+    def log(name):
+        return rows(tmp_path / f"{name}/log/metrics.csv")
+
+    whole, best = run("whole")
+    with pytest.raises(KilledError):
+        run("killed", KillInValidation(step, hook))
+    shutil.copy(tmp_path / "killed/log/metrics.csv", tmp_path / "killed")
+    resumed, again = run("rest", resume=tmp_path / f"killed/kept/step={step}.ckpt")
+    assert differences(whole, resumed) == []
+    assert log("rest") == log("whole")
+    made = [{Path(k).name: v for k, v in x.best_k_models.items()} for x in (again, best)]
+    assert made[0] == made[1]
+    assert f"step={step}.ckpt" in made[0]
+    assert again.best_model_score == best.best_model_score
+
+    # What was written in the validation that was made up has it behind itself.
+    shutil.copy(tmp_path / "rest/log/metrics.csv", tmp_path / "rest")
+    third, _ = run("third", resume=tmp_path / f"rest/best/step={step}.ckpt")
+    assert differences(whole, third) == []
+    assert log("third") == log("whole")
+
+
 def test_rows_are_on_the_disk_as_soon_as_they_are_logged(clips, tmp_path):
     class Reader(L.Callback):
         seen = ()

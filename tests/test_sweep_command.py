@@ -78,7 +78,7 @@ def test_two_processes_one_killed_and_restarted_try_each_setting_once(tmp_path):
     first.communicate()
     third = start(tmp_path)
     said = [run.communicate(timeout=200) for run in (second, third)]
-    assert [second.returncode, third.returncode] == [0, 0], said
+    assert [second.returncode, third.returncode] == [0, 0], f"{said[0][1]}\n{said[1][1]}"
     outcome = literal_eval(said[1][0])
     assert outcome["finished"] == 3
     assert outcome["settings"] == {"model.init_args.lr": 0.02, "data.init_args.size": 4}
@@ -88,10 +88,44 @@ def test_two_processes_one_killed_and_restarted_try_each_setting_once(tmp_path):
         rates += Counter({next(w for w in lines[0].split() if ".lr=" in w): 1})
     assert {*rates.values()} == {1}
     assert len(rates) == 3
-    metrics = sorted(Path(outcome["folder"]).glob("runs/version_*/metrics.csv"))[-1]
+    metrics = sorted((tmp_path / outcome["folder"]).glob("runs/version_*/metrics.csv"))[-1]
     with metrics.open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
     assert outcome["value"] == min(losses)
+
+
+def test_who_is_idle_does_not_try_what_others_are_trying(tmp_path, monkeypatch):
+    """They take both that are left at the very moment when this process wants one."""
+    import optuna
+
+    tried, naps, others = [], [], []
+    optimize = optuna.Study.optimize
+
+    def study() -> optuna.Study:
+        return optuna.load_study(study_name="line", storage=f"sqlite:///{tmp_path}/study/study.db")
+
+    def late(self, *words, **options):
+        if tried and not others:
+            others.extend(study().ask() for _ in range(2))
+        return optimize(self, *words, **options)
+
+    def train(sweep, chosen, place, more):
+        tried.append(place.name)
+        return 1.0
+
+    def sleep(seconds):
+        naps.append(seconds)
+        for other in others:
+            study().tell(other, values=7.0)
+
+    monkeypatch.setattr(optuna.Study, "optimize", late)
+    monkeypatch.setattr("lmdvid.sweep._train", train)
+    monkeypatch.setattr("lmdvid.sweep.time.sleep", sleep)
+    sweep = read_sweep(write(tmp_path / "line.yaml"))
+    outcome = run_sweep(sweep, tmp_path / "study", heartbeat=600)
+    assert (outcome["finished"], outcome["value"]) == (3, 1.0)
+    assert tried == ["trial_0000"]
+    assert naps == [300]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

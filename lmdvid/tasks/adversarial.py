@@ -160,6 +160,8 @@ class AdversarialTask(L.LightningModule):
         if discriminator is not None:
             discriminator._on_before_step = discriminator._on_after_step = lambda: None
         penalised = self.r1 > 0 and self.global_step % max(1, self.discriminator_every) == 0
+        if self._skipping is not None:
+            self._skipping.remember(self.generator, self.discriminator)
 
         with self.toggled_optimizer(generator):
             terms, fake, real = self.generator_step(batch)
@@ -255,7 +257,10 @@ class AdversarialTask(L.LightningModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Go on in the right epoch; let processes send no gradients of the network that rests."""
+        """Go on in the right epoch, after the validation that was to follow the last step.
+
+        Of the network that rests in a backward pass, processes send each other no gradients.
+        """
         checkpoints.continue_epoch(self.trainer)
         send_what_learns(self.trainer.strategy.model)
         if self._waits_for_nothing and self.trainer.world_size > 1 and records() == "one":
@@ -263,6 +268,7 @@ class AdversarialTask(L.LightningModule):
                 "training passes are launched operation by operation, since recording them was "
                 "never tried with several GPUs; LMDVID_GRAPHS=all does"
             )
+        checkpoints.make_up_validation(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let what a step draws depend on the run's seed, the step and the process alone.

@@ -11,6 +11,7 @@ from lmdvid.networks.fomm import Generator, PatchDiscriminator
 from lmdvid.networks.keypoints import Keypoints, bumps
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.keypoints import KeypointTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 class FOMM(KeypointTask):
@@ -51,8 +52,13 @@ class FOMM(KeypointTask):
         betas: Adam's betas.
         milestones: Epochs at which the learning rates fall to a tenth.
         ema: Decay of the generator's moving average; the original has none, which is 0.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
         start_from: Converted folder or training checkpoint to begin with, as the original's
             adversarial experiments begin with the others' networks.
+
+    Raises:
+        ValueError: If the pictures are too small for the networks.
     """
 
     generator_loss = staticmethod(losses.least_squares_generator_loss)
@@ -87,8 +93,15 @@ class FOMM(KeypointTask):
         betas: tuple[float, float] = (0.5, 0.999),
         milestones: Sequence[int] = (60, 90),
         ema: float = 0.0,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
         start_from: str | None = None,
     ) -> None:
+        if adversarial > 0 and size < 61:
+            raise ValueError(
+                f"size={size}: the discriminator does not pad, and needs 61 pixels; choose 64 or "
+                "more, or adversarial: 0"
+            )
         inputs = 3 + (keypoints if show_keypoints else 0)
         super().__init__(
             generator=Generator(
@@ -118,6 +131,8 @@ class FOMM(KeypointTask):
             betas=betas,
             milestones=milestones,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             start_from=start_from,
         )
         self.save_hyperparameters()

@@ -8,6 +8,7 @@ from lmdvid.generate import Plan
 from lmdvid.networks.g3an import Generator, VideoKind, discriminators
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.generation import GenerationTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 class G3AN(GenerationTask):
@@ -34,6 +35,8 @@ class G3AN(GenerationTask):
         betas: Adam's betas.
         discriminator_every: Steps between two R1 penalties, see `AdversarialTask`.
         ema: Decay of the generator's moving average; the original has none.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
         rows: Appearances in the sample video.
         columns: Motions in it.
         prediction: What `lightning predict` makes; the data module's `generate` says how many.
@@ -54,6 +57,8 @@ class G3AN(GenerationTask):
         betas: tuple[float, float] = (0.5, 0.999),
         discriminator_every: int = 0,
         ema: float = 0.0,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
         rows: int = 4,
         columns: int = 4,
         prediction: Plan | None = None,
@@ -74,6 +79,8 @@ class G3AN(GenerationTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             frames=frames,
             rows=rows,
             columns=columns,

@@ -1,9 +1,10 @@
 """What every task shares that makes videos from noise: its scores, samples and predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lmdvid.generate import Plan, VideoGenerator, generate
@@ -125,13 +126,24 @@ class GenerationTask(AdversarialTask):
         return {"key": [f"{index:06d}" for index in indices], "video": videos}
 
     def on_validation_epoch_start(self) -> None:
-        """Find out whether the held-out clips have been embedded before."""
+        """Find out whether the held-out clips have been embedded before, and are enough."""
         self._embed_real = self.distance is not None and self.distance.real_count == 0
         self._seen = 0
+        loader = self.trainer.val_dataloaders
+        dataset = getattr(loader, "dataset", None)
+        batches = sum(self.trainer.num_val_batches) * self.trainer.world_size
+        most = batches * (getattr(loader, "batch_size", None) or 1)
+        self._enough = not isinstance(dataset, Sized) or min(len(dataset), most) > 1
+        if not self._enough and not self.trainer.sanity_checking:
+            # Hours may have gone into training until now, and the other scores need no more.
+            rank_zero_warn(
+                "validation sees one clip, of which there is no Fréchet distance: hold more out, "
+                "or raise data.init_args.eval_clips or trainer.limit_val_batches"
+            )
 
     def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_start()
+        """Begin to count."""
+        self._seen = 0
 
     def fakes(self, batch: Batch, numbers: Sequence[int]) -> Tensor:
         """The videos of B numbers, which stand against a batch's B held-out clips.
@@ -155,7 +167,7 @@ class GenerationTask(AdversarialTask):
         self._seen += len(real)
         world = self.trainer.world_size
         fake = self.fakes(batch, [place * world + self.global_rank for place in places])
-        if stage == "val":
+        if stage == "val" and self._enough:
             self._embed(real, fake)
         self.log_dict(
             {f"{stage}/{name}": value for name, value in self.scores(real, fake).items()},

@@ -12,6 +12,7 @@ from lmdvid.networks.imaginator import MUG, Generator, discriminators
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.animation import reconstruction_scores
 from lmdvid.tasks.generation import GenerationTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 class ImaGINator(GenerationTask):
@@ -35,6 +36,8 @@ class ImaGINator(GenerationTask):
         betas: Adam's betas.
         discriminator_every: Steps between two R1 penalties, see `AdversarialTask`.
         ema: Decay of the generator's moving average; the original has none.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
         prediction: What `lightning predict` makes of numbers (`generate` of the data module): its
             picture, and its class. Pictures that the data module gives instead, as sources of
             pairs, perform that class, or all of them.
@@ -56,6 +59,8 @@ class ImaGINator(GenerationTask):
         betas: tuple[float, float] = (0.5, 0.999),
         discriminator_every: int = 0,
         ema: float = 0.0,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
         prediction: Plan | None = None,
     ) -> None:
         generator = Generator(size, classes, width, appearance, motion_noise)
@@ -69,6 +74,8 @@ class ImaGINator(GenerationTask):
             adversarial=adversarial,
             r1=r1,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             frames=generator.frames,
             rows=0,
             columns=0,

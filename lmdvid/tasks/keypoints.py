@@ -15,6 +15,7 @@ from lmdvid.ops.reference import identity_grid
 from lmdvid.pretrained import load_network
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.animation import AnimationTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class KeypointTask(AnimationTask):
         betas: Adam's betas.
         milestones: Epochs at which the learning rates fall to a tenth.
         ema: See `AdversarialTask`.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
         start_from: Converted folder or training checkpoint whose network training begins with.
     """
 
@@ -150,6 +153,8 @@ class KeypointTask(AnimationTask):
         betas: tuple[float, float],
         milestones: Sequence[int],
         ema: float,
+        nonfinite: Policy,
+        nonfinite_limit: int,
         start_from: str | None,
     ) -> None:
         super().__init__(
@@ -162,6 +167,8 @@ class KeypointTask(AnimationTask):
             adversarial=adversarial,
             r1=0.0,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             perceptual=perceptual,
             vgg19_weights=vgg19_weights,
             perceptual_weight=perceptual_weight,

@@ -12,6 +12,7 @@ from lmdvid.networks.keypoints import Keypoints
 from lmdvid.networks.mraa import Background, Generator
 from lmdvid.tasks.adversarial import Batch
 from lmdvid.tasks.keypoints import KeypointTask
+from lmdvid.tasks.nonfinite import Policy
 
 
 class MRAA(KeypointTask):
@@ -50,6 +51,8 @@ class MRAA(KeypointTask):
         betas: Adam's betas.
         milestones: Epochs at which it falls to a tenth.
         ema: Decay of the generator's moving average; the original has none, which is 0.
+        nonfinite: See `AdversarialTask`.
+        nonfinite_limit: See `AdversarialTask`.
         start_from: Converted folder or training checkpoint to begin with.
     """
 
@@ -79,6 +82,8 @@ class MRAA(KeypointTask):
         betas: tuple[float, float] = (0.5, 0.999),
         milestones: Sequence[int] = (60, 90),
         ema: float = 0.0,
+        nonfinite: Policy = "stop",
+        nonfinite_limit: int = 10,
         start_from: str | None = None,
     ) -> None:
         super().__init__(
@@ -109,6 +114,8 @@ class MRAA(KeypointTask):
             betas=betas,
             milestones=milestones,
             ema=ema,
+            nonfinite=nonfinite,
+            nonfinite_limit=nonfinite_limit,
             start_from=start_from,
         )
         self.save_hyperparameters()

@@ -1,7 +1,8 @@
 """Losses and gradients that are no numbers: found before a step, named, left out or returned from.
 
-The weights never take a step along such a gradient. Where several processes train, all of them see
-the same averaged gradient, and so decide alike.
+The weights never take a step along such a gradient, and running statistics forget the batch; but a
+generator that draws from noise, sees no clip and steps first has taken its step. Where several
+processes train, all of them see the same averaged gradient, and so decide alike.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
 
 from lmdvid import checkpoints
 
@@ -37,6 +39,7 @@ class Skipping:
         self.limit = limit
         self.skipped = self.in_a_row = self.returns = 0
         self._returned_to: list[tuple[str, int]] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def state(self) -> dict[str, Any]:
         """What checkpoints keep."""
@@ -53,8 +56,15 @@ class Skipping:
         self.returns = state["returns"]
         self._returned_to = list(state["returned_to"])
 
+    def remember(self, *networks: nn.Module | None) -> None:
+        """Keep the running statistics, which see a batch before anybody knows its loss."""
+        buffers = [b for network in networks if network is not None for b in network.buffers()]
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
     def skip(self, reason: str) -> bool:
-        """Count a batch, and return whether there were too many in a row."""
+        """Undo and count a batch, and return whether there were too many in a row."""
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
         self.skipped += 1
         self.in_a_row += 1
         log.warning(

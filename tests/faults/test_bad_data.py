@@ -4,6 +4,8 @@ import csv
 import os
 import re
 import shutil
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +15,7 @@ from runs import Run, experiment, long, prepare
 
 from data_modules.base import DataError
 from data_modules.index import find_clips
+from lmdvid.video import VideoReadError, probe, read_clip, write_video
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +102,53 @@ def test_clips_that_vanish_in_training_are_named_and_counted(zygote, clips, tmp_
     assert re.search("error: 2 of 4 clips cannot be read, more than max_unreadable", run.said)
 
 
+def keep(count: int, folder: Path) -> None:
+    for path in sorted(folder.glob("*.mp4"))[count:]:
+        path.unlink()
+
+
+def one_each(root: Path) -> None:
+    keep(1, root / "train")
+    keep(1, root / "test")
+    (root / "train/again").symlink_to(root)  # a circle, on which test clips lie
+
+
+def shorten(count: int, root: Path) -> None:
+    for path in sorted((root / "train").glob("*.mp4"))[:count]:
+        write_video(path, read_clip(path, range(3)), 25)
+
+
+NO_DISTANCE = "sees one clip, of which there is no Fréchet distance: hold more out"
+
+
+@pytest.mark.parametrize(
+    ("system", "change", "steps", "words"),
+    [
+        ("lia", lambda root: keep(0, root / "train"), 0, "/train holds no clip. Clips reads"),
+        ("lia", lambda root: keep(0, root / "test"), 0, "/test holds no clip. Clips reads"),
+        ("lia", one_each, 3, ""),
+        ("inmodegan", one_each, 3, NO_DISTANCE),
+        ("lia", partial(shorten, 4), 3, ""),  # frames in any order may repeat
+        ("inmodegan", partial(shorten, 4), 0, "none of the 4 clips for training has 4 frames"),
+        ("inmodegan", partial(shorten, 1), 3, "1 of 4 clips for training have fewer than 4"),
+    ],
+)
+def test_sets_with_next_to_nothing(zygote, clips, tmp_path, system, change, steps, words):
+    root = Path(shutil.copytree(clips, tmp_path / "set"))
+    change(root)
+    configuration = experiment(system, str(root))
+    configuration["trainer"] |= {"max_steps": 3, "val_check_interval": 2, "limit_val_batches": 1.0}
+    folder = prepare(tmp_path / "run", configuration)
+    run = Run(zygote, folder)
+    assert run.wait() == (0 if steps else 1), run.said
+    assert words in run.said
+    assert "Traceback" not in run.said
+    assert run.steps == steps
+    if steps:
+        drawn = (folder / "keys0.jsonl").read_text()
+        assert "test/" not in drawn
+
+
 def test_links_in_a_circle_are_followed_once(tmp_path):
     (tmp_path / "set/a/b").mkdir(parents=True)
     (tmp_path / "set/a/b/x.mp4").write_bytes(b"x")
@@ -108,6 +158,7 @@ def test_links_in_a_circle_are_followed_once(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/y.mp4").write_bytes(b"y")
     (tmp_path / "set/other").symlink_to(tmp_path / "other")
+    (tmp_path / "set/above").symlink_to(tmp_path)
     (tmp_path / "other/back").symlink_to(tmp_path / "set")
     assert list(find_clips(tmp_path / "set")) == ["a/b/x.mp4", "other/y.mp4"]
 
@@ -120,16 +171,32 @@ def public():
         yield Path(folder)
 
 
+@contextmanager
+def nobody():
+    """With no more rights than others, as root has."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 def test_a_folder_that_may_not_be_entered(public):
     locked = public / "set/locked"
     locked.mkdir(parents=True)
     locked.chmod(0)
-    before = os.geteuid()
-    try:
-        if before == 0:
-            os.seteuid(65534)  # root may enter everywhere
-        with pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
-            find_clips(public / "set")
-    finally:
-        os.seteuid(before)
-        locked.chmod(0o755)
+    with nobody(), pytest.raises(DataError, match=r"cannot look into .*locked: permission denied"):
+        find_clips(public / "set")
+    locked.chmod(0o755)
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_a_file_that_may_not_be_read(clips, public, backend):
+    locked = Path(shutil.copy(next(Path(clips, "train").glob("*.mp4")), public / "locked.mp4"))
+    locked.chmod(0)
+    with nobody():
+        for read in (lambda: probe(locked), lambda: read_clip(locked, range(2), backend=backend)):
+            with pytest.raises(VideoReadError, match=r"(?i)locked\.mp4.*permission denied"):
+                read()

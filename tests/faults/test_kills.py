@@ -5,6 +5,7 @@ LMDVID_KILLS=20 kills so many runs of LIA and half as many of InMoDeGAN (without
     LMDVID_KILLS=20 pytest tests/faults/test_kills.py
 """
 
+import csv
 import os
 import signal
 import time
@@ -39,6 +40,29 @@ def test_sigkill_at_a_random_moment(zygote, clips, undisturbed, tmp_path, system
     assert differences(final(undisturbed(system)), final(folder)) == []
     kept = sorted(Path(folder, "runs/run/version_1/checkpoints").glob("*.ckpt"))
     assert 2 <= len(kept) <= 4  # `last` and the last three
+
+
+@pytest.mark.parametrize("ranks", [1, 2] if ALL else [1])
+def test_sigkill_in_the_validation_after_a_checkpoint(zygote, clips, undisturbed, tmp_path, ranks):
+    """It is made up for, with a row in the log, and no other is made twice."""
+    configuration = experiment("lia", clips, ranks=ranks)
+    configuration["trainer"]["val_check_interval"] = EVERY
+    watch = {"class_path": "runs.Validated", "init_args": {"step": 3 * EVERY}}
+    configuration["trainer"]["callbacks"].append(watch)
+    folder = prepare(tmp_path / "killed", configuration)
+    runs = together(zygote, folder, ranks) if ranks > 1 else [Run(zygote, folder)]
+    assert [run.wait() for run in runs] == [-signal.SIGKILL] * ranks, runs[0].said
+    more = ("--ckpt_path", "last")
+    rest = together(zygote, folder, ranks, *more) if ranks > 1 else [Run(zygote, folder, *more)]
+    assert [run.wait() for run in rest] == [0] * ranks, rest[0].said
+    assert f"last: runs/run/version_0/checkpoints/last.ckpt (step {3 * EVERY})" in rest[0].said
+    steps = [*range(EVERY, STEPS + 1, EVERY)]
+    for rank in range(ranks):
+        assert [*map(int, (folder / f"validated{rank}").read_text().split())] == steps
+    with (folder / "runs/run/version_1/metrics.csv").open(newline="") as file:
+        logged = [int(row["step"]) + 1 for row in csv.DictReader(file) if row["val/psnr"]]
+    assert logged == steps
+    assert differences(final(undisturbed("lia", ranks=ranks)), final(folder)) == []
 
 
 @pytest.mark.parametrize("ranks", [1, 2] if ALL else [2])

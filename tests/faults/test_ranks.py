@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -150,18 +149,19 @@ def test_torchrun_starts_anew_after_a_process_was_killed(clips, undisturbed, tmp
     configuration = experiment("lia", clips, ranks=2)
     configuration["trainer"]["callbacks"].append({"class_path": "runs.KilledOnce"})
     folder = prepare(tmp_path / "elastic", configuration)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     command += ["-m", "lmdvid", "fit", "--config", "run.yaml", "--ckpt_path", "last"]
-    paths = f"{ROOT}:{ROOT / 'tests/faults'}"
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/faults'}",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     with (folder / "out.txt").open("w") as output:
         agent = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env=os.environ | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
