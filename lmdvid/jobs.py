@@ -375,13 +375,32 @@ class Ledger:
 
         `retried` is the time of a note that does not count, since the pair is tried again.
         """
-        self._refresh()
-        note = self._notes.get(pair.output)
-        if note is None or note["time"] == retried or note["facts"] != self._facts(pair):
+        note = self._note_that_holds(pair)
+        if note is None or note["time"] == retried:
             return None
         if note["status"] == "done" and note["bytes"] != _size(self.folder / pair.output):
             return None
         return note
+
+    def part(self, pair: Pair) -> Path:
+        """Where an output is until it is complete and noted."""
+        mark = hashlib.sha256(pair.output.encode()).hexdigest()[:20]
+        return self.folder / _PARTS / f"{mark}{PurePosixPath(pair.output).suffix.lower()}"
+
+    def finish(self, pair: Pair) -> dict[str, Any] | None:
+        """Give an output its name where a process was killed between its note and that."""
+        note, part, target = self._note_that_holds(pair), self.part(pair), self.folder / pair.output
+        if note is None or note["status"] != "done" or note["bytes"] != _size(part):
+            return None
+        if not target.parent.is_dir() or os.path.lexists(target):
+            return None
+        part.replace(target)
+        return note
+
+    def _note_that_holds(self, pair: Pair) -> dict[str, Any] | None:
+        self._refresh()
+        note = self._notes.get(pair.output)
+        return note if note is not None and note["facts"] == self._facts(pair) else None
 
     def is_mine(self, pair: Pair) -> bool:
         """Whether the file that has the output's name was made here, so that it may be replaced."""
@@ -569,7 +588,7 @@ class _Worker:
             if not mine:
                 yield {"status": "elsewhere"}
                 return
-            outcome = self.ledger.outcome(pair, retried)
+            outcome = self.ledger.outcome(pair, retried) or self.ledger.finish(pair)
             if outcome is not None:
                 yield outcome | {"mine": False}
                 return
@@ -590,17 +609,15 @@ class _Worker:
 
     def _animate(self, pair: Pair) -> None:
         began = time.monotonic()
-        target = self.folder / pair.output
-        mark = hashlib.sha256(pair.output.encode()).hexdigest()[:20]
-        part = self.folder / _PARTS / f"{mark}{target.suffix.lower()}"
+        target, part = self.folder / pair.output, self.ledger.part(pair)
         try:
-            for leftover in part.parent.glob(f"{mark}*"):  # of a process that was killed
+            for leftover in part.parent.glob(f"{part.stem}*"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             self._check_place(pair, target)
             self.animator.animate_file(pair.source, pair.driving, part, **self.how)
             size = part.stat().st_size
-            # Noted first: a file without a note is somebody else's, a note without the file only
-            # means to make it again.
+            # Noted first: a file without a note is somebody else's. What is only noted, `finish`
+            # ends.
             answer = self.ledger.note(pair, "done", time.monotonic() - began, size=size)
             part.replace(target)
         except Exception as error:

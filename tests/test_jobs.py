@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import lightning as L
@@ -273,6 +274,19 @@ def test_predict_and_animate_do_the_same_and_go_on_where_the_other_stopped(place
         predict(None, few, out, folder)
     with pytest.raises(JobError, match="no option fitt; there are mode, fit"):
         predict(checkpoint, few, out, folder, how={"fitt": "pad"})
+
+
+def test_what_was_killed_between_its_note_and_its_name_is_not_done_twice(place, tmp_path):
+    pairs = [Pair(str(place / "face0.png"), str(place / "clip0.mp4"), "a.mp4")]
+    animate_pairs(pairs, place / "network", tmp_path)
+    content = (tmp_path / "a.mp4").read_bytes()
+    with closing(jobs.Ledger(tmp_path, "")) as ledger:
+        (tmp_path / "a.mp4").rename(ledger.part(pairs[0]))
+    made = animate_pairs(pairs, place / "network", tmp_path)
+    assert (made.done, made.kept) == ([], ["a.mp4"])
+    assert (tmp_path / "a.mp4").read_bytes() == content
+    assert len(notes(tmp_path)) == 1
+    assert list((tmp_path / ".lmdvid_parts").iterdir()) == []
 
 
 DEADLY = """
