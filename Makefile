@@ -8,7 +8,7 @@ BIN    := .venv/bin
 .PHONY: help install demo gallery comparison test check bench clean FORCE
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: .venv/installed  ## make .venv with the tested versions (TORCH=torch==2.11.0 for another torch)
 
@@ -48,9 +48,7 @@ check: install  ## lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: install  ## time what the documents claim; results as JSON under benchmarks/results
-	@errors=$$(mktemp); for script in $(filter-out %/comparison.py,$(wildcard benchmarks/*.py)); do echo "$$script"; \
-		$(BIN)/python $$script 2> $$errors || \
-		echo "$$script did not finish: $$(tail -n 1 $$errors)"; done; rm -f $$errors
+	$(BIN)/python benchmarks
 
 clean:  ## remove what training and the demo wrote (not .venv, not data/)
 	rm -rf runs out

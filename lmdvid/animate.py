@@ -92,7 +92,8 @@ class AnimationNetwork(Protocol):
 class Animator:
     """Moves pictures with a trained network, in bounded memory.
 
-    On an NVIDIA GPU full batches after the second are replayed as one CUDA graph.
+    On an NVIDIA GPU full batches after the third are replayed as one CUDA graph, where a network
+    says of itself that it `replays`.
 
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
@@ -104,10 +105,16 @@ class Animator:
         batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
             before the next is taken. None is 8, on a CPU fewer of larger frames, one of 256 px for
             each of its threads: there what stays in the caches is faster.
+        compile: Compile the network for full batches, on a CPU; its weights must then stay. That
+            takes a C++ compiler and up to a minute, in the first pass of every mode and magnitude.
     """
 
     def __init__(
-        self, network: nn.Module, dtype: torch.dtype | None = None, batch_size: int | None = None
+        self,
+        network: nn.Module,
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+        compile: bool = False,
     ) -> None:
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise AnimationError(f"dtype={dtype}: choose torch.float32 or torch.bfloat16")
@@ -122,6 +129,12 @@ class Animator:
             fitting = (256 // self.size) ** 2 * self._parts() if self.device.type == "cpu" else 8
             batch_size = max(1, min(8, fitting))
         self.batch_size = batch_size
+        if compile:
+            if self.device.type != "cpu":
+                raise AnimationError(
+                    f"compile is for CPUs, and the network is on {self.device}: leave it out"
+                )
+            self.network = _Compiled(self.network, self._frames_of_a_part())
 
     @classmethod
     def from_pretrained(
@@ -130,6 +143,7 @@ class Animator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
+        compile: bool = False,
     ) -> "Animator":
         """Load a converted folder or a training checkpoint (its averaged generator).
 
@@ -139,6 +153,7 @@ class Animator:
             device: `cpu`, `cuda`, `mps`, ...
             dtype: See `Animator`.
             batch_size: Driving frames per pass; see `Animator`.
+            compile: See `Animator`.
 
         Raises:
             WeightsError: If it cannot be loaded.
@@ -147,7 +162,7 @@ class Animator:
         network = load_network(path, device)
         if not all(hasattr(network, m) for m in ("encode_source", "encode_motion", "render")):
             raise AnimationError(f"{path} holds a {type(network).__name__}, which cannot animate")
-        return cls(network, dtype, batch_size)
+        return cls(network, dtype, batch_size, compile)
 
     @property
     def size(self) -> int:
@@ -274,29 +289,32 @@ class Animator:
         def render(codes: Tensor) -> list[Tensor]:
             with self._inference():
                 return [
-                    self.network.render(
-                        s.encoded, codes, s.reference(reference), mode, magnitude
-                    ).float()
-                    for s, reference in zip(subjects, known, strict=True)
+                    self.network.render(s.encoded, codes, reference, mode, magnitude).float()
+                    for s, reference in zip(subjects, counted, strict=True)
                 ]
 
         moved = Recorded(lambda uploaded: render(self._codes(uploaded)))
+        replays = getattr(self.network, "replays", False)
 
         def move(part: Tensor) -> Sequence[Tensor]:
-            return moved(self._upload(part))
+            uploaded = self._upload(part)
+            return moved(uploaded) if replays else moved.function(uploaded)
 
         frames = iter(frames)
-        known = list(references or ())
-        if not known:
+        counted = [
+            s.reference(known)
+            for s, known in zip(subjects, references or (), strict=bool(references))
+        ]
+        if not counted:
             parts = next(self._encoded(frames), None)
             if parts is None:
                 return
-            known = [parts[0][:1]] * len(subjects)
+            counted = [s.reference(parts[0][:1]) for s in subjects]
             for made in at_once(render, parts):
                 yield from zip(*made, strict=True)
         # From here on nothing has to wait for what all have in common.
+        pieces = iter(lambda: list(itertools.islice(frames, self._frames_of_a_part())), [])
         count = min(self._parts(), self.batch_size)
-        pieces = iter(lambda: list(itertools.islice(frames, self.batch_size // count)), [])
         for made in in_order(move, map(torch.stack, pieces), count):
             yield from zip(*made, strict=True)
 
@@ -383,6 +401,16 @@ class Animator:
         """Into how many parts a batch is divided, which are computed at the same time."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
+    def _frames_of_a_part(self) -> int:
+        return self.batch_size // min(self._parts(), self.batch_size)
+
+    def _compile(self, subject: "_Subject", mode: Mode, magnitude: float) -> None:
+        """Make one pass as the frames will, which compiles."""
+        part = torch.zeros(self._frames_of_a_part(), 3, self.size, self.size)
+        still = iter(part.repeat(2 * self._parts(), 1, 1, 1))
+        for _ in self._stream([subject], still, mode, magnitude):
+            pass
+
     def animate_file(
         self,
         source: Paths,
@@ -463,6 +491,12 @@ class Animator:
         ]
         faces = [framing(picture) for framing, picture in zip(framings, pictures, strict=True)]
         subjects = [self._subject(to_float(face), absolute_directions, edit) for face in faces]
+        if isinstance(self.network, _Compiled):
+            start = time.perf_counter()
+            for chosen in dict.fromkeys(modes):
+                self._compile(subjects[0], chosen, magnitude)
+            if progress:
+                print(f"compiled in {time.perf_counter() - start:.0f} s")
         if paste_back:
             layout = _pasted_back(PasteBack(pictures[0], framings[0]))
         elif grid:
@@ -540,6 +574,7 @@ def animate_file(
     paste_back: bool = False,
     edit: Mapping[int, float] | None = None,
     reference: Reference = 0,
+    compile: bool = False,
 ) -> Path:
     """Load a checkpoint and move pictures: what `lmdvid animate` does.
 
@@ -547,7 +582,9 @@ def animate_file(
     `Animator.from_pretrained` and `Animator.animate_file`.
     """
     chosen = None if dtype is None else getattr(torch, dtype)
-    animator = Animator.from_pretrained(checkpoint, choose_device(device), chosen, batch_size)
+    animator = Animator.from_pretrained(
+        checkpoint, choose_device(device), chosen, batch_size, compile
+    )
     return animator.animate_file(
         source,
         driving,
@@ -565,6 +602,47 @@ def animate_file(
         edit=edit,
         reference=reference,
     )
+
+
+class _Compiled:
+    """A network that compiles its passes over so many frames; all others run as they are."""
+
+    def __init__(self, network: Any, frames: int) -> None:
+        self.size, self.modes, self.directions = network.size, network.modes, network.directions
+        self.encode_source, self.pose_distance = network.encode_source, network.pose_distance
+        self.edit_source = getattr(network, "edit_source", None)  # of networks with directions
+        self._network, self._frames = network, frames
+        self._encode = torch.compile(network.encode_motion, dynamic=False)
+        self._render = torch.compile(network.render, dynamic=False)
+
+    def encode_motion(self, frames: Tensor) -> Tensor:
+        if len(frames) != self._frames:
+            return self._network.encode_motion(frames)
+        return self._run(self._encode, frames)
+
+    def render(
+        self, source, codes: Tensor, reference: Tensor | None, mode: Mode, magnitude: float = 1.0
+    ) -> Tensor:
+        if len(codes) != self._frames:
+            return self._network.render(source, codes, reference, mode, magnitude)
+        return self._run(self._render, source, codes, reference, mode, magnitude)
+
+    @staticmethod
+    def _run(work: Callable[..., Tensor], *given: Any) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor import config
+        from torch._inductor.exc import CppCompileError
+
+        try:
+            # Each thread has settings of its own. Weights become constants, laid out once.
+            with config.patch(freezing=True):
+                return work(*given)
+        except (TorchDynamoException, CppCompileError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()] or ["unknown"]
+            raise AnimationError(
+                f"the network cannot be compiled ({lines[0]}): install a C++ compiler (g++) and "
+                "Python's headers, or leave compile out"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -680,7 +758,7 @@ Layout = Callable[[Sequence[Column]], Tensor]
 
 
 def _picture(made: Tensor) -> Tensor:
-    return to_uint8(made.cpu())
+    return to_uint8(made).cpu()  # a quarter of the bytes to bring
 
 
 def _row(source: Tensor | None) -> Layout:

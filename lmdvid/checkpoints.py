@@ -110,6 +110,7 @@ class Trainer(L.Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> Any:
+        self.shown, self._read, self._read_again = {}, {}, -math.inf
         # Lightning has no hook between the moment when processes can talk and the loading.
         if self.world_size > 1:
             self.strategy.connect(model)

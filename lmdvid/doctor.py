@@ -189,7 +189,7 @@ def _recording(device: Any) -> Finding:
     if not setting:
         return Finding(subject, "none: operations are launched one by one (LMDVID_GRAPHS=0)")
     several = "" if setting == "all" else "; not where several GPUs train together"
-    return Finding(subject, f"LIA's training and every animation{several}")
+    return Finding(subject, f"LIA's training and animation{several}")
 
 
 def _animation(torch: Any) -> Iterator[Finding]:

@@ -300,7 +300,9 @@ def _build(path: Path, name: str, config: Any, state: Mapping[str, Tensor]) -> n
     storages = {value.untyped_storage().data_ptr(): value for value in state.values()}
     numbers = sum(v.untyped_storage().nbytes() // v.element_size() for v in storages.values())
     try:
-        # A configuration may ask for any amount of memory, and for any number of layers.
+        # A configuration may ask for any amount of memory, and for any number of layers. (Networks
+        # that compute nothing when they are made, besides drawing random numbers, spare the start a
+        # second: see test_box.py.)
         with torch.device("meta"), _at_most(len(state)):
             if not all(value <= numbers for value in _whole_numbers(config)):
                 raise WeightsError(f"its configuration has a number above {numbers}, all weights")

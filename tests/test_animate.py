@@ -118,6 +118,45 @@ def test_loading_inside_inference_mode(checkpoint):
     torch.testing.assert_close(inside, outside)
 
 
+def test_a_compiled_network_makes_the_same_pictures(checkpoint, monkeypatch):
+    """By a stand-in that compiles nothing: the compiler itself would take a minute."""
+    graphs = []
+
+    def compiler(graph, given):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    source, driving = torch.rand(3, 32, 32), torch.rand(5, 3, 32, 32)
+    plain, compiled = (
+        Animator.from_pretrained(checkpoint, dtype=torch.float32, batch_size=2, compile=compile)
+        for compile in (False, True)
+    )
+    made = compiled.animate(source, driving)
+    torch.testing.assert_close(made, plain.animate(source, driving), rtol=0, atol=1e-4)
+    count = len(graphs)
+    assert count > 0
+    more = compiled.animate(source, driving.flip(0), edit={1: 0.5}, reference=2)
+    expected = plain.animate(source, driving.flip(0), edit={1: 0.5}, reference=2)
+    torch.testing.assert_close(more, expected, rtol=0, atol=1e-4)
+    assert len(graphs) == count  # neither another picture nor a short last batch compiles anew
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch's own
+def test_compiling_without_a_compiler_is_one_error(checkpoint, clip, capsys):
+    line = ["animate", "--source", str(clip / "face.png"), "--driving", str(clip / "driving.mp4")]
+    line += ["--checkpoint", str(checkpoint), "--output", str(clip / "out.mp4"), "--compile"]
+    missing = {"cpp.cxx": (None, "no-such-g++"), "force_disable_caches": True}
+    with torch._inductor.config.patch(missing):
+        assert cli.main([*line, "--device", "cpu", "--batch-size", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "the network cannot be compiled" in error
+    assert "install a C++ compiler (g++)" in error
+    assert not (clip / "out.mp4").exists()
+    with pytest.raises(AnimationError, match="compile is for CPUs, and the network is on meta"):
+        Animator(Generator(32, 16, 3, 0.02).to("meta"), compile=True)
+
+
 def test_streams_are_taken_a_batch_at_a_time(checkpoint):
     animator = Animator.from_pretrained(checkpoint, batch_size=4)
     taken = 0

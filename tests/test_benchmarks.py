@@ -1,6 +1,7 @@
-"""The benchmark of GPUs runs through: at toy size, on what a bare GPU machine has installed."""
+"""Benchmarks: `make bench` itself; the one of GPUs, at toy size, on what a bare machine has."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,15 @@ def test_the_gpu_benchmark_runs_through(tmp_path):
     assert len(result["animation"]) == 2
     assert {row["direction"] for row in result["operations"]} == {"forward", "both"}
     assert result["training"][0]["images_per_second"] > 0
+
+
+def test_the_benchmarks_that_fit_are_run_and_failures_told(tmp_path, capfd):
+    for name, line in (("a", "raise OSError('full')"), ("b", "print('b is run')"), ("c", "1 / 0")):
+        (tmp_path / f"{name}.py").write_text(line)
+    run_all = runpy.run_path(str(ROOT / "benchmarks"))["run_all"]
+    with pytest.raises(SystemExit, match=r"failed, see above: a\.py"):
+        run_all(tmp_path, {"c.py": "no time"})
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["a.py", "b.py", "b is run", "left out: c.py (no time)"]
+    assert "OSError: full" in err
+    run_all(tmp_path, {"a.py": "broken", "c.py": "no time"})

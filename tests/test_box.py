@@ -27,7 +27,7 @@ from lmdvid.manipulate import Manipulator
 from lmdvid.networks import WeightsError
 from lmdvid.networks.lia import Generator
 from lmdvid.pretrained import BOX, convert, in_the_box, load_network, save_network
-from lmdvid.video import probe, read_clip, resize
+from lmdvid.video import probe, read_clip, resize, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 packed = pytest.mark.skipif(
@@ -68,6 +68,20 @@ def test_a_network_in_the_box_is_loaded_by_its_name(box, tmp_path, monkeypatch):
         load_network("./tiny")
     with pytest.raises(WeightsError, match="one in the box: tiny"):
         load_network("large")
+
+
+def test_a_first_frame_does_not_wait_for_torchs_compiler(box, tmp_path):
+    """Importing it takes a second, and so does any arithmetic on the device `meta`."""
+    save_network(box, tmp_path / "tiny")
+    write_image(tmp_path / "face.png", torch.zeros(32, 32, 3, dtype=torch.uint8))
+    line = ["animate", "--source", "face.png", "--driving", "face.png", "--checkpoint", "./tiny"]
+    code = (
+        "import sys; from lmdvid import cli; "
+        f"assert not cli.main({[*line, '--output', 'made.png', '--device', 'cpu']}); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "made.png").exists()
 
 
 def test_a_checkpoint_is_converted_to_half_the_size(box, tmp_path):

@@ -273,6 +273,6 @@ def test_what_is_recorded_on_a_gpu_is_told(monkeypatch):
         return doctor._recording(torch.device("cuda", 0))
 
     assert told("1").text.endswith("not where several GPUs train together")
-    assert told("all").text == "LIA's training and every animation"
+    assert told("all").text == "LIA's training and animation"
     assert "LMDVID_GRAPHS=0" in told("0").text
     assert not told("yes").ok

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from test_lia import assert_code, assert_image, generator, golden  # noqa: F401
 from torch.autograd import gradgradcheck
 
 from lmdvid import ops
@@ -18,6 +19,7 @@ from lmdvid.ops import dispatch
 from lmdvid.ops import resample as resampling
 from lmdvid.ops import warp as warping
 from lmdvid.ops.modulation import activate
+from lmdvid.ops.precision import exact
 from lmdvid.ops.resample import resample
 from lmdvid.ops.warp import flow_warp, warp
 
@@ -218,17 +220,39 @@ def test_gradient_penalty_of_a_residual_block():
         assert_close(actual, expected, torch.float32)
 
 
-@KERNELS
-def test_networks_run_on_kernels(monkeypatch):
+@pytest.fixture
+def _few_programs(monkeypatch):
+    """As large ones as Triton takes, for what the interpreter counts are programs."""
     if DEVICE.type == "cpu":
-        # One program a sample, for what the interpreter counts are programs.
         from lmdvid.ops import kernels
 
-        def whole(x, *_):
+        def column(x, *_):
             return [1 << (n - 1).bit_length() for n in (*x.shape[2:], x.shape[1])]
 
-        monkeypatch.setattr(kernels, "_tile", whole)
-        monkeypatch.setattr(kernels, "_column", whole)
+        def tile(x, *_):
+            height, width, channels = column(x)
+            return height, width, min(channels, 2**20 // (height * width))
+
+        monkeypatch.setattr(kernels, "_tile", tile)
+        monkeypatch.setattr(kernels, "_column", column)
+
+
+@KERNELS
+@pytest.mark.usefixtures("_few_programs")
+@torch.no_grad()
+def test_a_picture_equals_the_original(generator, golden):  # noqa: F811
+    generator = generator.to(DEVICE)
+    with ops.use("triton"), exact(DEVICE):
+        source = generator.encode_source(golden["source"].to(DEVICE))
+        still = torch.zeros(1, 20, device=DEVICE)
+        made = generator.render(source, still, mode="absolute")
+    assert_code(source.appearance.cpu(), golden["appearance"])
+    assert_image(made.cpu(), golden["reference"])
+
+
+@KERNELS
+@pytest.mark.usefixtures("_few_programs")
+def test_networks_run_on_kernels():
     network = Generator(32, 16, 3, width=0.01).to(DEVICE).eval()
     pictures = torch.rand(2, 2, 3, 32, 32, device=DEVICE) * 2 - 1
     clip, layer = torch.randn(2, 3, 2, 4, 4, device=DEVICE), Conv3d(3, 2, 1).to(DEVICE)
@@ -298,6 +322,12 @@ def test_the_implementation_is_chosen(monkeypatch):
         activate(x)
 
 
+def test_the_choice_of_implementation_is_a_constant_to_the_compiler():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(dispatch._usable).items()
+    assert vars(marked)
+
+
 def test_an_experiment_chooses_the_implementation():
     from lmdvid.callbacks import Operations
 
@@ -344,10 +374,14 @@ assert len(compiled) == 7 and all(len(cubin) > 1000 for _, cubin in compiled.val
 for name, (ptx, _) in compiled.items():
     assert name == "chain_kernel" or "ld.global.v4" in ptx or "ld.global.v2.b64" in ptx, name
 # A size of 1 is a constant to the compiler.
-for c, h, w in [(1, 1, 1), (3, 1, 5), (3, 5, 1)]:
-    x, logits = torch.zeros(1, c, h, w), torch.zeros(1, 3, h, w)
-    kernels.warp(logits, x, x, x, x, True, True)
-    kernels.warp_backward(x, x, logits, x, x, logits, x, x, True, True, False)
+for c, h, w, align_corners in [(1, 1, 1, True), (3, 1, 5, False), (3, 5, 1, True)]:
+    x, logits, large = (torch.zeros(1, *size) for size in ((c, h, w), (3, h, w), (c, 4, 6)))
+    kernels.warp(logits, x, x, x, x, True, align_corners)
+    kernels.warp(logits, large, None, x, None, False, align_corners)
+    for deterministic in (True, False):
+        kernels.warp_backward(
+            x, x, logits, x, x, logits, x, x, True, align_corners, deterministic
+        )
     kernels.resample(x, x, None, None, x, 1, 1, 4, 2, 4.0, 0.2, True)
     kernels.inner(x, None, x, 0.2)
 """

@@ -1,9 +1,11 @@
 """What is faster outside training against the plain form that defines it."""
 
 import gc
+import itertools
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +58,7 @@ FORMS = [
     Convolution(stride=2, transposed=True),
     Convolution(stride=2, transposed=True, slope=0.2),
     Convolution(padding=1, groups=2),
+    Convolution(stride=2, transposed=True, groups=2),
 ]
 
 
@@ -79,6 +82,15 @@ def test_prepared_weights_change_no_value(form, dtype):
             assert result.shape == expected.shape
             assert (result - expected).abs().max() < tolerance * expected.abs().max()
     assert layer.made == 1
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_of_channels_are_convolutions_of_their_own(transposed):
+    form = Convolution(stride=2, padding=1, groups=2, transposed=transposed)
+    x, weight, bias = torch.randn(2, 8, 7, 9), torch.randn(6, 4, 3, 3), torch.randn(6)
+    halves = zip(x.chunk(2, dim=1), weight.chunk(2), bias.chunk(2), strict=True)
+    expected = torch.cat([replace(form, groups=1)(*half) for half in halves], dim=1)
+    torch.testing.assert_close(form(x, weight, bias), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.skipif(convolution.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
@@ -189,6 +201,17 @@ def test_warp_in_half_precision_keeps_the_dtype_of_the_features():
     assert (made - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+@torch.no_grad()
+def test_warp_in_half_precision_is_added_up_in_float32():
+    """At quarters of pixels the weights are exact, and only the sum is rounded."""
+    features = torch.randn(1, 16, 33, 33).to(torch.bfloat16, memory_format=torch.channels_last)
+    grid, mask = torch.randint(1, 128, (1, 2, 33, 33)) / 64 - 1, torch.ones(1, 1, 33, 33)
+    made = masked_warp(features, grid, mask, True)
+    expected = F.grid_sample(features.double(), grid.double().movedim(1, -1), align_corners=True)
+    # Half of the last of 8 binary digits; where sums on the way are rounded too, it is more.
+    assert ((made - expected).abs() <= expected.abs() / 2**8).all()
+
+
 @pytest.mark.parametrize("width", [0.05, 0.25])
 @torch.no_grad()
 def test_pictures_do_not_depend_on_the_form_or_the_batch(width):
@@ -239,6 +262,23 @@ def test_an_error_in_a_piece_ends_all_and_is_raised():
         at_once(lambda piece: 1 // piece, [1, 0, 1])
     assert torch.get_num_threads() == 4
     assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_a_thread_that_cannot_start_leaves_none_waiting(monkeypatch):
+    before, start, count = threading.active_count(), threading.Thread.start, itertools.count()
+
+    def limited(thread):
+        if next(count) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        at_once(abs, [1, 2, 3, 4])
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 4
+    assert at_once(lambda piece: torch.get_num_threads(), [0, 1]) == [2, 2]
 
 
 @pytest.mark.usefixtures("_four_threads")

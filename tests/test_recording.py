@@ -1,6 +1,7 @@
 """Work that is recorded and replayed on a GPU; elsewhere it runs as ever."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -37,6 +38,46 @@ def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("LMDVID_GRAPHS", "no")
     with pytest.raises(ValueError, match="choose 0, 1 or all"):
         recording.records()
+
+
+def test_what_comes_twice_in_a_row_is_recorded():
+    kinds, calls = recording._Kinds(), []
+
+    def call(kind, fails=False):
+        def record():
+            calls.append(kind)
+            if fails:
+                raise RuntimeError("no")
+            return f"replay {kind}".upper
+
+        return kinds.of(kind, lambda: "launched", record)()
+
+    made = [call(kind) for kind in "aaabaabb"]
+    assert made == [
+        "launched",
+        *["REPLAY A"] * 2,
+        "launched",
+        *["REPLAY A"] * 2,
+        "launched",
+        "REPLAY B",
+    ]
+    assert calls == ["a", "b"]
+    assert kinds.recorded
+    call("c")
+    with pytest.warns(UserWarning, match="launched one by one, since recording fails: no"):
+        assert call("c", fails=True) == "launched"
+    assert call("c") == "launched"
+    assert calls == ["a", "b", "c"]
+    assert not kinds.recorded
+
+
+def test_a_copy_has_recorded_nothing():
+    module = RecordedModule(nn.Linear(2, 2))
+    module._kinds.recorded = True
+    other = copy.deepcopy(module)
+    assert not other.replays
+    assert other.module is not module.module
+    assert torch.equal(pickle.loads(pickle.dumps(module)).module.weight, module.module.weight)
 
 
 @GPU
@@ -102,9 +143,9 @@ def test_training_steps_are_the_same(monkeypatch, autocast):
                 other = judges[1](target).float() - judges[2](fake.detach()).float()
             step(optimizers[1], other.square().mean())
             losses += [loss.item(), other.mean().item()]
+        assert {m.replays for m in (draw, *judges)} == {graphs == "1"}
         results.append((losses, [p.detach() for n in networks for p in n.parameters()]))
     (one, weights), (two, others) = results
-    assert draw._replay is None  # the last ones were launched
     assert one == pytest.approx(two, rel=2e-2 if autocast else 1e-4, abs=1e-4)
     for weight, other in zip(weights, others, strict=True):
         torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-3)

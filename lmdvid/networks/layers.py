@@ -81,7 +81,8 @@ class EqualLinear(nn.Module):
         lr_mul: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
+        weight = torch.randn(outputs, inputs)
+        self.weight = nn.Parameter(weight if lr_mul == 1 else weight / lr_mul)
         self.bias = nn.Parameter(torch.full((outputs,), bias_init / lr_mul))
         gain = GAIN if activated else 1.0
         self.scale = gain * lr_mul / math.sqrt(inputs)

@@ -94,8 +94,9 @@ class Flow(nn.Module):
     def __init__(self, inputs: int, dim: int, align_corners: bool, init: float = 1.0) -> None:
         super().__init__()
         self.conv = ModulatedConv2d(inputs, 3, 1, dim, demodulate=False)
-        with torch.no_grad():
-            self.conv.weight.mul_(init)
+        if init != 1:
+            with torch.no_grad():
+                self.conv.weight.mul_(init)
         self.bias = nn.Parameter(torch.zeros(3))
         self.align_corners = align_corners
 
@@ -260,6 +261,7 @@ class Generator(nn.Module):
     """
 
     modes: tuple[Mode, ...] = ("relative", "absolute")
+    replays = True  # the same operations at every call, none of which the host waits for
 
     def __init__(
         self,

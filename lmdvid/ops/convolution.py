@@ -55,12 +55,17 @@ class Convolution:
         after = self.slope is not None and runs_triton("auto", x, bias)
         inside = None if after else bias
         if self.transposed:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), inside, self.stride, self.padding)
+            weight = self._inputs_first(weight)
+            x = F.conv_transpose2d(x, weight, inside, self.stride, self.padding, groups=self.groups)
         else:
             x = F.conv2d(x, weight, inside, self.stride, self.padding, groups=self.groups)
         if after:
             return activate(x, bias=bias, slope=self.slope)
         return x if self.slope is None else F.leaky_relu_(x, self.slope)
+
+    def _inputs_first(self, weight: Tensor) -> Tensor:
+        """(O, C / groups, k, k) to (C, O / groups, k, k), as transposed convolutions take it."""
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def prepared(
         self,
@@ -108,7 +113,7 @@ class Convolution:
         pad, stride, one = [self.padding] * 2, [self.stride] * 2, [1, 1]
         after = ("none", [], "") if self.slope is None else ("leaky_relu", [self.slope], "")
         if self.transposed:
-            weight = weight.transpose(0, 1)
+            weight = self._inputs_first(weight)
             if shape is not None:
                 weight = operators._reorder_convolution_transpose_weight(
                     weight, pad, [0, 0], stride, one, self.groups, list(shape)

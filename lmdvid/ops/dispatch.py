@@ -104,7 +104,6 @@ def runs_triton(impl: Impl, *tensors: Tensor | None) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
 def _usable(device: torch.device) -> bool:
     if device not in _USABLE:
         reason = "TRITON_INTERPRET=1 is for tests" if interpreted() else obstacle(device)
@@ -114,6 +113,9 @@ def _usable(device: torch.device) -> bool:
     return _USABLE[device]
 
 
+# What torch.compiler.assume_constant_result does, which imports the compiler: a second at the start
+# of every program.
+_usable._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 _USABLE: dict[torch.device, bool] = {}
 
 

@@ -1,7 +1,7 @@
 """The Triton kernels, and what launches them; the only module that imports triton.
 
 Every kernel works on tiles of pixels x channels of one sample and computes in float32 (float64
-where that is stored), whatever the tensors hold: loads convert, stores round once. Tensors may be
+where that is stored), whatever the tensors hold: loads convert, stores round. Tensors may be
 laid out plane by plane or channels last; a kernel gets the distances between samples, channels and
 pixels. Which arrangement of a tile is read without gaps follows from the distance that is 1.
 

@@ -11,8 +11,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Barrier, Lock
+from contextlib import contextmanager, suppress
+from threading import Barrier, BrokenBarrierError, Lock
 from typing import TypeVar
 
 import torch
@@ -91,13 +91,20 @@ def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
         def start() -> None:
             torch.get_num_threads()  # by which a thread takes the number all begin with
             torch.set_num_threads(max(1, threads // count))
-            started.wait()
+            with suppress(BrokenBarrierError):
+                started.wait()
 
         pool = ThreadPoolExecutor(count, initializer=start)
-        for _ in range(count):
-            pool.submit(int)
-        started.wait()
-        torch.set_num_threads(threads)  # which is also what later threads begin with
+        try:
+            for _ in range(count):
+                pool.submit(int)
+            started.wait()
+        except BaseException:  # the system has no more threads: nobody shall wait for them
+            started.abort()
+            pool.shutdown()
+            raise
+        finally:
+            torch.set_num_threads(threads)  # which is also what later threads begin with
     try:
         yield pool
     finally:

@@ -5,8 +5,11 @@ with running them. Recorded as a CUDA graph they are launched by one call.
 """
 
 import os
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,9 +34,9 @@ def records() -> Literal["", "one", "all"]:
 class Recorded:
     """A function of one tensor whose operations are recorded and replayed.
 
-    The first call with tensors of some shape runs as ever, which compiles kernels and makes what
-    is kept; the second one records, and it and later ones replay. Tensors of another shape, or on
-    another kind of device, run as ever. Where recording fails, which a warning tells, all do.
+    Calls run as ever, which compiles kernels and makes what is kept, until the same kind of tensor
+    comes twice in a row: that call records, and it and later ones of the kind replay. Off NVIDIA
+    GPUs all run as ever. Where recording fails, which a warning tells, too.
 
     Args:
         function: Of a tensor; the same operations at every call, none of which the host waits for.
@@ -42,31 +45,21 @@ class Recorded:
 
     def __init__(self, function: Callable[[Tensor], Sequence[Tensor]]) -> None:
         self.function = function
-        self._kind: tuple[object, ...] | None = None
-        self._replay: Callable[[Tensor], Sequence[Tensor]] | None = None
+        self._kinds = _Kinds()
 
     def __call__(self, given: Tensor) -> Sequence[Tensor]:
         """The function's results; nobody else holds them."""
         if not given.is_cuda or not records():
             return self.function(given)
-        kind = (given.shape, given.dtype, given.device)
-        if self._kind is None:
-            self._kind = kind
-        elif self._kind == kind:
-            if self._replay is None:
-                self._replay = self._record(given)
-            return self._replay(given)
-        return self.function(given)
+        kind = given.shape, given.dtype, given.device
+        replay = self._kinds.of(kind, self.function, lambda: self._record(given))
+        return replay(given)
 
     def _record(self, given: Tensor) -> Callable[[Tensor], Sequence[Tensor]]:
         graph, kept = torch.cuda.CUDAGraph(), given.clone()
-        try:
-            # What other threads do meanwhile, such as pinning memory, is not recorded.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                made = self.function(kept)
-        except RuntimeError as error:
-            _warn(error)
-            return self.function
+        stream = torch.cuda.Stream(given.device)
+        with _recording(given.device), torch.cuda.graph(graph, stream=stream):
+            made = self.function(kept)
 
         def replay(given: Tensor) -> Sequence[Tensor]:
             kept.copy_(given)
@@ -79,9 +72,9 @@ class Recorded:
 class RecordedModule:
     """A module in training whose forward and backward passes are recorded and replayed.
 
-    As `Recorded`: the first call runs as ever, the second one records, calls of another kind run
-    as ever. Results are overwritten by the next call, and have first derivatives only. A module
-    that is called twice before the backward pass needs two of these.
+    As `Recorded`. Results are overwritten by the next call, and have first derivatives only. A
+    module that is called twice before the backward pass needs two of these. Recording runs the
+    module three more times, which buffers such as running means see. Copies have recorded nothing.
 
     Args:
         module: Its parameters stay where they are; it draws random numbers, if any, on the GPU.
@@ -89,8 +82,10 @@ class RecordedModule:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._kind: tuple[object, ...] | None = None
-        self._replay: Callable[..., Any] | None = None
+        self._kinds = _Kinds()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "_kinds": _Kinds()}
 
     def __call__(self, *given: Any) -> Any:
         """Call the module with tensors, and with other values, which are recorded as they are."""
@@ -98,39 +93,55 @@ class RecordedModule:
         if not (torch.is_grad_enabled() and records() and all(x.is_cuda for x in tensors)):
             return self.module(*given)
         kind = (
-            tuple(
-                (x.shape, x.dtype, x.requires_grad) if isinstance(x, Tensor) else x for x in given
-            ),
+            *(_kind(x) if isinstance(x, Tensor) else x for x in given),
             tuple(p.requires_grad for p in self.module.parameters()),
             self.module.training,
             torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         )
-        if self._kind is None:
-            self._kind = kind
-        elif self._kind == kind:
-            if self._replay is None:
-                self._replay = self._record(given)
-            return self._replay(*given)
-        return self.module(*given)
+        replay = self._kinds.of(kind, self.module, lambda: self._record(given, tensors))
+        return replay(*given)
 
-    def _record(self, given: tuple[Any, ...]) -> Callable[..., Any]:
-        samples = tuple(
-            x.detach().clone().requires_grad_(x.requires_grad)
-            for x in given
-            if isinstance(x, Tensor)
-        )
+    def _record(self, given: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Any]:
+        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in tensors)
         call = _Call(self.module, given)
         # Recording takes another stream, which the parameters' part of the graph remembers.
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        try:
-            # Without autocast, which would reach the backward pass: the call itself turns it on.
-            with torch.autocast("cuda", enabled=False):
-                torch.cuda.make_graphed_callables(call, samples, allow_unused_input=True)
-        except RuntimeError as error:
-            _warn(error)
-            return self.module
+        # Without autocast, which would reach the backward pass: the call itself turns it on.
+        with _recording(samples[0].device), torch.autocast("cuda", enabled=False):
+            torch.cuda.make_graphed_callables(call, samples, allow_unused_input=True)
         return lambda *given: call(*(x for x in given if isinstance(x, Tensor)))
+
+    @property
+    def replays(self) -> bool:
+        """Whether the last kind of call was recorded."""
+        return self._kinds.recorded
+
+
+class _Kinds:
+    """Which kind of call is recorded: what came twice in a row."""
+
+    def __init__(self) -> None:
+        self.recorded = False
+        self._last: object = None
+        self._kind: object = None
+        self._replay: Callable[..., Any] | None = None
+
+    def of(self, kind: object, launch: Callable, record: Callable[[], Callable]) -> Callable:
+        """What to call now."""
+        last, self._last = self._last, kind
+        if self._replay is not None and kind == self._kind:
+            return self._replay
+        if kind != last:
+            return launch
+        self._kind, self._replay, self.recorded = kind, None, False  # frees the old graph first
+        try:
+            self._replay, self.recorded = record(), True
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            warnings.warn(f"launched one by one, since recording fails: {reason}", stacklevel=4)
+            self._replay = launch
+        return self._replay
 
 
 class _Call(nn.Module):
@@ -153,6 +164,23 @@ class _Call(nn.Module):
             return self.module(*given)
 
 
-def _warn(error: RuntimeError) -> None:
-    reason = (str(error).splitlines() or [repr(error)])[0]
-    warnings.warn(f"launched one by one, since recording fails: {reason}", stacklevel=5)
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _recording(device: torch.device) -> Iterator[None]:
+    """Record what this thread does on a GPU; what others do, such as pinning memory, is not."""
+    graph = torch.cuda.graph
+    with _one_at_a_time, torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        # `make_graphed_callables` has no argument for it.
+        torch.cuda.graph = partial(graph, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            torch.cuda.graph = graph
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+
+
+def _kind(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device, x.requires_grad

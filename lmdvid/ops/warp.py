@@ -68,7 +68,8 @@ def flow_warp(
 
     Returns:
         mask * sample (B, C, H, W) in the features' dtype; that + (1 - mask) h, in the dtype of h,
-        or None without h. Sums are in float32 or better before they are rounded.
+        or None without h. Sums are in float32 or better before they are rounded; in bfloat16 on a
+        CPU outside training their weights, and what h is added to, were rounded to it before.
 
     Raises:
         ValueError: For other shapes.
@@ -109,7 +110,8 @@ def masked_warp(
 
     Returns:
         (B, C, H', W') in the precision of the features or of the grid, whichever is higher; as a
-        sum of rows in that of the features.
+        sum of rows in that of the features, to which the weights are rounded; it is added up in
+        float32.
     """
     if _by_rows(features):
         return _sum_of_rows(features, grid, mask, align_corners)

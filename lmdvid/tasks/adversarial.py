@@ -66,7 +66,7 @@ class AdversarialTask(L.LightningModule):
         nonfinite: What to do where a loss or a gradient is NaN or infinite: `stop`, or `skip`,
             which leaves the batch out, names it and counts (`nonfinite/skipped` in the log). With
             `skip` the host waits for a GPU at every step. With `stop` it does not: weights take no
-            such step, but that there was one is seen two steps later, or before a checkpoint.
+            such step, but that there was one is seen a few steps later, or before a checkpoint.
         nonfinite_limit: So many batches in a row are left out; at the next one weights and
             optimisers of the run's last good checkpoint are taken up (`nonfinite/returns`), and
             the data go on.
@@ -109,6 +109,7 @@ class AdversarialTask(L.LightningModule):
         self._skipping = bad_numbers.Skipping(nonfinite_limit) if nonfinite == "skip" else None
         self._watch = Watch(lag=4)  # the reports of two steps of both networks
         self._recorded: dict[str, RecordedModule] = {}
+        self._launched: set[str] = set()
         self._judged = ""
         self._seed: int | None = None
 
@@ -134,6 +135,12 @@ class AdversarialTask(L.LightningModule):
             given: Tensors and other values.
         """
         if self.trainer.world_size > 1 and records() != "all":
+            if use not in self._launched and self._waits_for_nothing:
+                self._launched.add(use)
+                rank_zero_info(
+                    f"{use}: launched operation by operation, since recording was never tried with "
+                    "several GPUs; LMDVID_GRAPHS=all records"
+                )
             return module(*given)
         if use not in self._recorded:
             self._recorded[use] = RecordedModule(module)
@@ -252,7 +259,9 @@ class AdversarialTask(L.LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Agree on the seed of the run, unless a checkpoint has brought it."""
+        """Agree on the seed of the run, unless a checkpoint has brought it; forget another run."""
+        self._watch = Watch(self._watch.lag)
+        self._recorded.clear()
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
@@ -263,11 +272,6 @@ class AdversarialTask(L.LightningModule):
         """
         checkpoints.continue_epoch(self.trainer)
         send_what_learns(self.trainer.strategy.model)
-        if self._waits_for_nothing and self.trainer.world_size > 1 and records() == "one":
-            rank_zero_info(
-                "training passes are launched operation by operation, since recording them was "
-                "never tried with several GPUs; LMDVID_GRAPHS=all does"
-            )
         checkpoints.make_up_validation(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -294,6 +298,10 @@ class AdversarialTask(L.LightningModule):
     def on_train_end(self) -> None:
         """As before validation."""
         self.on_validation_start()
+
+    def teardown(self, stage: str) -> None:
+        """Give back what was recorded: Lightning moves the weights after a run."""
+        self._recorded.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the run over."""
