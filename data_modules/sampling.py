@@ -443,7 +443,8 @@ def read_pairs(path: Path, clips: Sequence[Clip]) -> list[tuple[Clip, int, Clip]
     if not pairs:
         raise DataError(
             f"pairs: none of the {len(rows)} in {path} is left ({left_out}); they are to name two "
-            f"of the {len(clips)} held-out clips, such as {clips[0].key}"
+            f"of the {len(clips)} held-out clips, such as {clips[0].key}; files by their paths are "
+            "for `lmdvid animate --pairs`, or --data data_modules.pairs.Pairs"
         )
     if len(pairs) < len(rows):
         log.warning(

@@ -421,6 +421,7 @@ class PredictionVideos(L.Callback):
     def __init__(self, folder: str, fps: int = 25) -> None:
         self.folder = Path(folder)
         self.fps = fps
+        self._wrote = False
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
@@ -429,10 +430,11 @@ class PredictionVideos(L.Callback):
         for key, video in zip(outputs["key"], outputs["video"], strict=True):
             name = str(key).replace("/", "_").removesuffix(".mp4")
             write_video(self.folder / f"{name}.mp4", to_uint8(video.cpu()), self.fps)
+            self._wrote = True
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say where they are."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._wrote:
             print(f"wrote the videos in {self.folder}")
 
 

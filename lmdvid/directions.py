@@ -1,6 +1,7 @@
 """What was measured of a network's motion directions, in a file beside its weights."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,11 +103,13 @@ def read_directions(checkpoint: str | Path, navigator: LatentNavigator) -> Direc
         lengths = {len(direction.percentiles) for direction in found}
         if len(found) != navigator.directions or lengths != {len(PERCENTILES)}:
             raise ValueError("it has other directions or percentiles")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(math.isfinite(x) for direction in found for x in direction.percentiles):
+            raise ValueError("a percentile is no number")
+    except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
         raise DirectionsError(f"{path} is damaged ({error}): delete it or measure again") from error
     here = _marks(navigator)
-    # Weights that were rounded to bfloat16 still have nearly the same basis.
-    if marks.shape != here.shape or (marks - here).abs().max() > 0.02:
+    # Weights that were rounded to bfloat16 still have nearly the same basis; NaN is not near.
+    if marks.shape != here.shape or not (marks - here).abs().max() <= 0.02:
         raise DirectionsError(
             f"{path} was measured on other weights than {checkpoint} holds now: run "
             "`lmdvid interpret` again, or delete the file"

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from inspect import signature
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -70,6 +72,16 @@ class Summary:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return (
+            f"{len(self.done)} pairs animated, {len(self.kept)} were there already, "
+            f"{len(self.failed)} failed (see {self.table})"
+        )
+
+    def failures(self) -> list[str]:
+        """A line for each of the first that failed."""
+        return [f"{name}: {reason}" for name, reason in islice(self.failed.items(), 20)]
+
 
 def read_pairs(path: str | Path) -> list[Pair]:
     """Read a table with the columns `source`, `driving` and perhaps `output`.
@@ -117,7 +129,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 def _check_output(name: str, place: str) -> None:
     parts = PurePosixPath(name).parts
-    beyond = name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in name
+    beyond = name.startswith("/") or ".." in parts or "\\" in name or ":" in name
+    beyond = beyond or not name.isprintable()
     if beyond or any(part.startswith(".") for part in parts):
         raise JobError(f"{place}: output {name!r} is no plain name below the folder of results")
     if PurePosixPath(name).suffix.lower() not in _SUFFIXES:
@@ -128,7 +141,7 @@ def _check_output(name: str, place: str) -> None:
 
 def _free_name(source: str, driving: str, taken: Mapping[str, Pair]) -> str:
     stem = f"{Path(source).stem}__{Path(driving).stem}".lstrip(".").replace(":", "_")
-    stem = stem.replace("\\", "_")
+    stem = _printable(stem.replace("\\", "_"))
     name, number = f"{stem}.mp4", 1
     while name in taken:
         number += 1
@@ -162,7 +175,7 @@ def animate_pairs(
         pairs: with outputs of different names.
         checkpoint: see `Animator.from_pretrained`.
         output: folder of the results.
-        how: keyword arguments of `Animator.animate_file` as plain data, such as `{"fit": "pad"}`.
+        how: options of `Animator.animate_file` as plain data, such as `{"fit": "pad"}`.
         device: see `choose_device`.
         dtype: `float32` or `bfloat16`, see `Animator`.
         batch_size: see `Animator`.
@@ -172,19 +185,20 @@ def animate_pairs(
         timeout: seconds without a new frame after which a pair counts as hanging.
 
     Raises:
-        JobError: The checkpoint is not there, results cannot be written, or the disk is full.
+        JobError: The checkpoint is not there, there is no such option, results cannot be written,
+            or the disk is full.
         StartError: The processes do not start, for example since the checkpoint cannot be loaded.
     """
-    output = Path(output)
+    output, how = Path(output), _complete(how or {})
     settings = {
         "checkpoint": str(checkpoint),
         "output": str(output),
-        "how": dict(how or {}),
+        "how": how,
         "device": device,
         "dtype": dtype,
         "batch_size": batch_size,
         "threads": max(1, workers.cores() // jobs),
-        "same": _digest([_facts_of_checkpoint(Path(checkpoint)), dict(how or {}), dtype]),
+        "same": _digest([_facts_of_checkpoint(Path(checkpoint)), how, dtype]),
     }
     try:
         (output / _PARTS).mkdir(parents=True, exist_ok=True)
@@ -193,6 +207,20 @@ def animate_pairs(
         raise JobError(f"cannot write to {output}: {str(error.strerror).lower()}") from None
     with closing(ledger):
         return _animate_all(pairs, settings, ledger, jobs, retry_failed, progress, timeout)
+
+
+def _complete(how: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of `Animator.animate_file`: one that is not given is the same as its default."""
+    from lmdvid.animate import Animator
+
+    known = {
+        name: parameter.default
+        for name, parameter in signature(Animator.animate_file).parameters.items()
+        if parameter.default is not parameter.empty and name != "progress"
+    }
+    if unknown := how.keys() - known:
+        raise JobError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return known | dict(how) | {"edit": how.get("edit") or None}
 
 
 def _animate_all(
@@ -205,15 +233,15 @@ def _animate_all(
     timeout: float,
 ) -> Summary:
     summary = Summary(ledger.folder / SUMMARY)
-    todo = []
+    todo, retried = [], {}
     for pair in pairs:
         outcome = ledger.outcome(pair)
-        if outcome is None or (retry_failed and outcome["status"] == "failed"):
-            todo.append(pair)
-        else:
+        if outcome is not None and not (retry_failed and outcome["status"] == "failed"):
             _count(summary, pair, outcome, mine=False)
-    earlier = {pair.output: ledger.outcome(pair) for pair in todo}
-    retried = {name: outcome["time"] for name, outcome in earlier.items() if outcome}
+            continue
+        todo.append(pair)
+        if outcome is not None:
+            retried[pair.output] = outcome["time"]
     try:
         with _bar(len(todo), progress) as advance:
 
@@ -223,7 +251,7 @@ def _animate_all(
 
             while todo:
                 elsewhere = _round(todo, settings, ledger, retried, jobs, timeout, settle)
-                todo = _wait(elsewhere, ledger, settle)
+                todo = _wait(elsewhere, ledger, retried, settle)
     finally:
         _write_table(summary.table, pairs, ledger)
     return summary
@@ -265,8 +293,9 @@ def _round(
                         reason = f"it ends the process, twice ({answer.cause})"
                     with ledger.claim(pair) as mine:
                         if mine:
-                            ledger.note(pair, "failed", 0.0, reason)
-                    answer = ledger.outcome(pair)
+                            answer = ledger.note(pair, "failed", 0.0, reason)
+                        else:
+                            answer = ledger.outcome(pair, retried.get(pair.output))
                 if answer is None or answer["status"] == "elsewhere":
                     elsewhere.append(pair)
                 elif answer["status"] == "full":
@@ -276,14 +305,16 @@ def _round(
     return elsewhere
 
 
-def _wait(pairs: Sequence[Pair], ledger: "Ledger", settle: Settle) -> list[Pair]:
+def _wait(
+    pairs: Sequence[Pair], ledger: "Ledger", retried: Mapping[str, int], settle: Settle
+) -> list[Pair]:
     """Wait for pairs that another invocation is at; return those that it left undone."""
     left, orphans = list(pairs), []
     while left:
         waiting = []
         for pair in left:
             with ledger.claim(pair) as mine:
-                outcome = ledger.outcome(pair)
+                outcome = ledger.outcome(pair, retried.get(pair.output))
             if outcome is not None:
                 settle(pair, outcome, False)
             elif mine:
@@ -321,6 +352,7 @@ class Ledger:
         self._locks = (folder / _LOCKS).open("a+b")
         self._read = 0
         self._notes: dict[str, dict[str, Any]] = {}
+        self._made: set[str] = set()
 
     def close(self) -> None:
         """Give up all locks."""
@@ -338,21 +370,42 @@ class Ledger:
         finally:
             self._unlock(place)
 
-    def outcome(self, pair: Pair) -> dict[str, Any] | None:
-        """What was noted of a pair, if it still holds: same files, same manner, output there."""
-        self._refresh()
-        note = self._notes.get(pair.output)
-        if note is None or note["facts"] != self._facts(pair):
+    def outcome(self, pair: Pair, retried: int | None = None) -> dict[str, Any] | None:
+        """What was noted of a pair, if it still holds: same files, same manner, output there.
+
+        `retried` is the time of a note that does not count, since the pair is tried again.
+        """
+        note = self._note_that_holds(pair)
+        if note is None or note["time"] == retried:
             return None
         if note["status"] == "done" and note["bytes"] != _size(self.folder / pair.output):
             return None
         return note
 
+    def part(self, pair: Pair) -> Path:
+        """Where an output is until it is complete and noted."""
+        mark = hashlib.sha256(pair.output.encode()).hexdigest()[:20]
+        return self.folder / _PARTS / f"{mark}{PurePosixPath(pair.output).suffix.lower()}"
+
+    def finish(self, pair: Pair) -> dict[str, Any] | None:
+        """Give an output its name where a process was killed between its note and that."""
+        note, part, target = self._note_that_holds(pair), self.part(pair), self.folder / pair.output
+        if note is None or note["status"] != "done" or note["bytes"] != _size(part):
+            return None
+        if not target.parent.is_dir() or os.path.lexists(target):
+            return None
+        part.replace(target)
+        return note
+
+    def _note_that_holds(self, pair: Pair) -> dict[str, Any] | None:
+        self._refresh()
+        note = self._notes.get(pair.output)
+        return note if note is not None and note["facts"] == self._facts(pair) else None
+
     def is_mine(self, pair: Pair) -> bool:
         """Whether the file that has the output's name was made here, so that it may be replaced."""
         self._refresh()
-        note = self._notes.get(pair.output)
-        return note is not None and note["status"] == "done"
+        return pair.output in self._made
 
     def note(
         self, pair: Pair, status: str, seconds: float, error: str = "", size: int | None = None
@@ -385,10 +438,12 @@ class Ledger:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                with suppress(ValueError, AttributeError):
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
                     note = json.loads(line)
                     if note.keys() == _NOTE:
                         self._notes[note["output"]] = note
+                        if note["status"] == "done":
+                            self._made.add(note["output"])
 
     def _facts(self, pair: Pair) -> list[Any]:
         return [self.same, _state(pair.source), _state(pair.driving)]
@@ -533,8 +588,8 @@ class _Worker:
             if not mine:
                 yield {"status": "elsewhere"}
                 return
-            outcome = self.ledger.outcome(pair)
-            if outcome is not None and outcome["time"] != retried:
+            outcome = self.ledger.outcome(pair, retried) or self.ledger.finish(pair)
+            if outcome is not None:
                 yield outcome | {"mine": False}
                 return
             # In a thread, so that this one can tell how it goes.
@@ -554,17 +609,15 @@ class _Worker:
 
     def _animate(self, pair: Pair) -> None:
         began = time.monotonic()
-        target = self.folder / pair.output
-        mark = hashlib.sha256(pair.output.encode()).hexdigest()[:20]
-        part = self.folder / _PARTS / f"{mark}{target.suffix.lower()}"
+        target, part = self.folder / pair.output, self.ledger.part(pair)
         try:
-            for leftover in part.parent.glob(f"{mark}*"):  # of a process that was killed
+            for leftover in part.parent.glob(f"{part.stem}*"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             self._check_place(pair, target)
             self.animator.animate_file(pair.source, pair.driving, part, **self.how)
             size = part.stat().st_size
-            # Noted first: a file without a note is somebody else's, a note without the file only
-            # means to make it again.
+            # Noted first: a file without a note is somebody else's. What is only noted, `finish`
+            # ends.
             answer = self.ledger.note(pair, "done", time.monotonic() - began, size=size)
             part.replace(target)
         except Exception as error:
@@ -586,12 +639,21 @@ class _Worker:
         root = self.folder.resolve()
         if not target.parent.resolve().is_relative_to(root):
             raise JobError(f"{target} leads out of {self.folder} by a link")
-        if os.path.lexists(target) and not self.ledger.is_mine(pair):
-            raise JobError(f"{target} is there, but was not made by this: move it away")
+        if os.path.lexists(target):
+            if not self.ledger.is_mine(pair):
+                raise JobError(f"{target} is there, but was not made by this: move it away")
+            # It no longer holds. Where it stayed, and the new one failed, it would pass for that;
+            # and one of the same size for the new one, should this process end before the rename.
+            target.unlink()
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _printable(" ".join(str(error).split()))
     if type(error).__module__.startswith("lmdvid."):
         return text
     return f"{type(error).__name__}: {text}"

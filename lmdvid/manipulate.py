@@ -275,7 +275,7 @@ def manipulate_file(
     output: str | Path,
     edit: Mapping[int, float] | None = None,
     directions: Sequence[int] | None = None,
-    columns: int = 7,
+    columns: int | None = None,
     reach: tuple[float, float] | None = None,
     start: Start = "source",
     side_by_side: bool = False,
@@ -297,7 +297,7 @@ def manipulate_file(
         output: File or folder, see above.
         edit: How far to go, by direction.
         directions: To sweep; None is all.
-        columns: Of the contact sheet, an odd number.
+        columns: Of the contact sheet, an odd number; None is 7.
         reach: Of the sweeps, the same for all; None is each direction's own.
         start: See `Start`.
         side_by_side: Show the source beside what an edit makes of it.
@@ -318,8 +318,13 @@ def manipulate_file(
     suffix = "" if output.is_dir() else output.suffix.lower()
     moving, edit = info.kind != "image", edit or {}
     _check_output(output, suffix, bool(edit), moving)
-    if edit and (directions is not None or reach is not None):
-        raise ManipulationError("an edit says how far to go: leave directions and range out")
+    if edit and (directions is not None or reach is not None or columns is not None):
+        raise ManipulationError(
+            "an edit says how far to go: leave directions, range and columns out"
+        )
+    sheet = suffix in IMAGE_SUFFIXES or not suffix
+    if columns is not None and not sheet:
+        raise ManipulationError(f"a sweep in a {suffix} has no columns: leave columns out")
     if not edit and side_by_side:
         raise ManipulationError("a sweep shows the source in its middle: leave side-by-side out")
     if directions is not None and not directions:
@@ -360,7 +365,7 @@ def manipulate_file(
     chosen = list(range(manipulator.count)) if directions is None else list(directions)
     manipulator.delta(dict.fromkeys(chosen, 0.0))
     return _write_sweeps(
-        manipulator, picture, output, suffix, chosen, columns, reach, start, progress
+        manipulator, picture, output, suffix, chosen, columns or 7, reach, start, progress
     )
 
 

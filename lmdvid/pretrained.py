@@ -10,14 +10,18 @@ import importlib
 import json
 import pickle
 import pkgutil
+import threading
+import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lmdvid import networks
 from lmdvid.navigator import LatentNavigator
@@ -105,7 +109,7 @@ def load_network(path: str | Path, device: str | torch.device = "cpu") -> nn.Mod
             f"no checkpoint at {path}: give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
             f"a training checkpoint (.ckpt), or one in the box: {', '.join(in_the_box()) or 'none'}"
         )
-    network = _build(path, name, config, sum(value.numel() for value in state.values()))
+    network = _build(path, name, config, state)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -161,9 +165,13 @@ def convert(
             notes = ["motion directions numbered by the spread of their magnitudes, largest first"]
             network.order_directions()  # pyright: ignore[reportCallIssue]
         left_out = Counter({"training state (discriminator, optimisers, raw weights)": 1})
-        system = f"averaged generator of a training checkpoint, step {content['global_step']}"
+        step = content.get("global_step", "unknown")
+        system = f"averaged generator of a training checkpoint, step {step}"
     else:
-        tensors = dict(_flatten(content))
+        try:
+            tensors = dict(_flatten(content))
+        except RecursionError as error:
+            raise WeightsError(f"{path} is refused: it contains itself") from error
         module = _recognise(path, tensors)
         chosen = _preset(path, module, preset)
         try:
@@ -198,7 +206,7 @@ def _read_folder(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
             f"{path} has no {Path(str(error.filename or WEIGHTS_FILE)).name}: "
             f"a network's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{path} is damaged: {_first_line(error)}") from error
 
 
@@ -210,12 +218,15 @@ def _read_checkpoint(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]
             f"run: lmdvid convert {path} FOLDER"
         )
     generator, prefix = content["lmdvid_generator"], "generator_ema.network."
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in content["state_dict"].items()
-        if key.startswith(prefix)
-    }
-    return generator["network"], generator["config"], state
+    try:
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in content["state_dict"].items()
+            if key.startswith(prefix) and isinstance(value, Tensor)
+        }
+        return generator["network"], generator["config"], state
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged: {_first_line(error)}") from error
 
 
 def _load_plain(path: Path) -> dict[str, Any]:
@@ -228,6 +239,8 @@ def _load_plain(path: Path) -> dict[str, Any]:
         start = file.read(2)
     if start != b"PK" and not start.startswith(b"\x80"):
         raise WeightsError(f"{path} is not a checkpoint: PyTorch wrote no such file")
+    if start == b"PK" and not _is_stored(path):
+        raise WeightsError(f"{path} is refused: it is compressed, which PyTorch never does")
     try:
         # The authors' files hold their command line as a Namespace; nothing else is let in.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -245,10 +258,37 @@ def _load_plain(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary"
         )
+    for value in _tensors(content):
+        whole = value.layout == torch.strided and value.device.type == "cpu"
+        if not whole or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise WeightsError(
+                f"{path} is refused: its tensors promise more numbers than the file holds"
+            )
     return content
 
 
-def _build(path: Path, name: str, config: dict[str, Any], numbers: int) -> nn.Module:
+def _is_stored(path: Path) -> bool:
+    """Whether what a zip file holds takes no more memory than the file takes of the disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return True  # PyTorch says what is wrong with it
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All tensors in nested containers, which may hold each other."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _build(path: Path, name: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
     module, _, kind = str(name).rpartition(".")
     known = {f"{networks.__name__}.{m.name}" for m in pkgutil.iter_modules(networks.__path__)}
     if module not in known:
@@ -256,19 +296,56 @@ def _build(path: Path, name: str, config: dict[str, Any], numbers: int) -> nn.Mo
     cls = getattr(importlib.import_module(module), kind, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module):
         raise WeightsError(f"{path} asks for {name!r}, which this version does not have")
+    # Tensors may be views of the same numbers.
+    storages = {value.untyped_storage().data_ptr(): value for value in state.values()}
+    numbers = sum(v.untyped_storage().nbytes() // v.element_size() for v in storages.values())
     try:
-        # A configuration may ask for any amount of memory. (Networks that compute nothing when they
-        # are made, besides drawing random numbers, spare the start a second: see test_box.py.)
-        with torch.device("meta"):
+        # A configuration may ask for any amount of memory, and for any number of layers. (Networks
+        # that compute nothing when they are made, besides drawing random numbers, spare the start a
+        # second: see test_box.py.)
+        with torch.device("meta"), _at_most(len(state)):
+            if not all(value <= numbers for value in _whole_numbers(config)):
+                raise WeightsError(f"its configuration has a number above {numbers}, all weights")
             parts = cls(**config).state_dict().values()
-        if (asked := sum(value.numel() for value in parts)) > numbers:
-            raise WeightsError(
-                f"{path} does not fit {name}: its configuration asks for {asked} numbers, and the "
-                f"file holds {numbers}"
-            )
+            if (asked := sum(value.numel() for value in parts)) > numbers:
+                raise WeightsError(
+                    f"its configuration asks for {asked} numbers, and the file holds {numbers}"
+                )
         return cls(**config)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path} does not fit this version's {name}: {error}") from error
+    except Exception as error:  # whatever a constructor makes of arguments that a stranger chose
+        raise WeightsError(
+            f"{path} does not fit this version's {name}: {_first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Let this thread build no network of more parameters."""
+    thread, count = threading.get_ident(), 0
+
+    def check(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > parameters:
+            raise WeightsError(
+                f"its configuration asks for more than the {parameters} tensors of the file"
+            )
+
+    hook = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _whole_numbers(value: object) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict):
+        yield from _whole_numbers([*value.values()])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _whole_numbers(part)
 
 
 def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> ModuleType:

@@ -8,15 +8,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
+from data_modules.pairs import Pairs
 from lmdvid import cli, jobs
+from lmdvid.callbacks import PredictionVideos
 from lmdvid.jobs import JobError, Pair, animate_pairs, read_pairs
 from lmdvid.networks.lia import Generator
 from lmdvid.pretrained import save_network
+from lmdvid.tasks.adversarial import PredictionError
+from lmdvid.tasks.lia import LIA
 from lmdvid.video import probe, write_image, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +135,7 @@ def test_what_is_there_is_kept_as_long_as_nothing_changed(place, tmp_path):
     assert len(notes(tmp_path)) == 3  # also the failure was left alone
     # what a kill in the middle of a note, and of an output, leaves behind
     with (tmp_path / ".lmdvid_jobs.jsonl").open("a") as journal:
+        journal.write(json.dumps(dict.fromkeys(notes(tmp_path)[0], ())) + "\n")  # what is no note
         journal.write('{"output": "face0__')
     (tmp_path / names[1]).write_bytes(b"half")
     (place / "late.png").write_bytes((place / "face3.png").read_bytes())
@@ -157,6 +164,129 @@ def test_failures_are_left_alone_or_tried_again_and_nothing_of_others_is_touched
         assert len(notes(out)) == lines
     assert (out / "stranger.mp4").read_bytes() == b"precious"
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_new_failure_leaves_no_old_output_and_does_not_bar_the_next(place, tmp_path):
+    """Else the folder would show what belongs to other files than the table says."""
+    source, kept = place / "changing.png", place / "face4.png"
+    pairs = [Pair(str(source), str(place / "clip0.mp4"), "a.mp4")]
+    picture = kept.read_bytes()
+    for content, status in ((picture, "done"), (b"none", "failed"), (picture, "done")):
+        source.write_bytes(content)
+        made = animate_pairs(pairs, place / "network", tmp_path)
+        assert [*made.done, *made.failed] == ["a.mp4"]
+        assert ("a.mp4" in made.done) == (status == "done")
+        assert (tmp_path / "a.mp4").exists() == (status == "done")
+
+
+ANOTHER = """
+import json, sys
+from pathlib import Path
+from lmdvid.jobs import Ledger, Pair
+
+folder = Path(sys.argv[1])
+old = json.loads((folder / ".lmdvid_jobs.jsonl").read_text())
+ledger, pair = Ledger(folder, old["facts"][0]), Pair(*sys.argv[2:])
+with ledger.claim(pair) as mine:
+    print(mine, flush=True)
+    if sys.stdin.readline():
+        (folder / pair.output).write_bytes(b"video")
+        ledger.note(pair, "done", 1.0, size=5)
+"""
+
+
+@pytest.mark.parametrize("word", ["made", "killed"])
+def test_of_two_invocations_that_retry_one_takes_what_the_other_makes(
+    place, tmp_path, monkeypatch, word
+):
+    """The note of the failure that both try again says nothing of how it went this time."""
+    pair = Pair(str(place / "face0.png"), str(place / "clip0.mp4"), "a.mp4")
+    (tmp_path / "a.mp4").write_bytes(b"in the way")
+    assert "move it away" in animate_pairs([pair], place / "network", tmp_path).failed["a.mp4"]
+    (tmp_path / "a.mp4").unlink()
+    other = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER, str(tmp_path), pair.source, pair.driving, pair.output],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    looks = []
+
+    def look(seconds: float) -> None:  # by now the pair was found to be elsewhere
+        looks.append(seconds)
+        if word == "killed":
+            other.kill()
+        elif len(looks) == 1:
+            other.communicate(word)
+        other.wait()
+
+    monkeypatch.setattr(jobs.time, "sleep", look)
+    made = animate_pairs([pair], place / "network", tmp_path, retry_failed=True)
+    other.communicate()
+    assert len(looks) == 1
+    expected = {
+        "made": ([], ["a.mp4"], {}),
+        "killed": (["a.mp4"], [], {}),
+    }
+    assert (made.done, made.kept, made.failed) == expected[word]
+    assert len(notes(tmp_path)) == 2
+
+
+def predict(checkpoint: Path | None, table: Path, output: Path, folder: Path, **options) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[PredictionVideos(str(folder))],
+    )
+    task = LIA(size=32, dim=16, directions=3, width=0.02, perceptual="none")
+    if checkpoint is not None and not checkpoint.exists():
+        trainer.strategy.connect(task)
+        trainer.save_checkpoint(checkpoint)
+    data = Pairs(str(table), str(output), **options)
+    trainer.predict(task, data, ckpt_path=checkpoint, return_predictions=False)
+
+
+def test_predict_and_animate_do_the_same_and_go_on_where_the_other_stopped(place, tmp_path, capsys):
+    checkpoint, out, folder = tmp_path / "a.ckpt", tmp_path / "out", tmp_path / "unused"
+    rows = [("face0.png", "clip0.mp4"), ("face1.png", "broken.mp4"), ("face2.png", "clip2.mp4")]
+    few = write_pairs(place / "two.csv", *rows[:2])
+    with pytest.raises(PredictionError, match=r"failed\n  face1__broken.mp4: cannot read .*broken"):
+        predict(checkpoint, few, out, folder, how={"mode": "absolute"})
+    assert "1 pairs animated, 0 were there already, 1 failed" in capsys.readouterr().out
+    pairs = read_pairs(write_pairs(place / "three.csv", *rows))
+    how = {"mode": "absolute", "magnitude": 1.0, "edit": {}}  # what is not given is the default
+    made = animate_pairs(pairs, checkpoint, out, how)
+    assert (made.done, made.kept) == (["face2__clip2.mp4"], ["face0__clip0.mp4"])
+    assert Counter(row["status"] for row in summary(out).values()) == {"done": 2, "failed": 1}
+    anew = animate_pairs(pairs[:1], checkpoint, tmp_path / "anew", how)
+    first, second = (folder / "face0__clip0.mp4" for folder in (out, anew.table.parent))
+    assert first.read_bytes() == second.read_bytes()
+    assert not folder.exists()
+
+    with pytest.raises(PredictionError, match="which network animates the pairs"):
+        predict(None, few, out, folder)
+    with pytest.raises(JobError, match="no option fitt; there are mode, fit"):
+        predict(checkpoint, few, out, folder, how={"fitt": "pad"})
+
+
+def test_what_was_killed_between_its_note_and_its_name_is_not_done_twice(place, tmp_path):
+    pairs = [Pair(str(place / "face0.png"), str(place / "clip0.mp4"), "a.mp4")]
+    animate_pairs(pairs, place / "network", tmp_path)
+    content = (tmp_path / "a.mp4").read_bytes()
+    with closing(jobs.Ledger(tmp_path, "")) as ledger:
+        (tmp_path / "a.mp4").rename(ledger.part(pairs[0]))
+    made = animate_pairs(pairs, place / "network", tmp_path)
+    assert (made.done, made.kept) == ([], ["a.mp4"])
+    assert (tmp_path / "a.mp4").read_bytes() == content
+    assert len(notes(tmp_path)) == 1
+    assert list((tmp_path / ".lmdvid_parts").iterdir()) == []
 
 
 DEADLY = """
@@ -197,7 +327,15 @@ def test_pairs_that_crash_or_hang_the_process_do_not_stop_the_others(place, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.mp4", "/tmp/out.mp4", "a/../../b.mp4", "a\\b.mp4", "C:b.mp4", ".lmdvid_parts/b.mp4"],
+    [
+        "../out.mp4",
+        "/tmp/out.mp4",
+        "a/../../b.mp4",
+        "a\\b.mp4",
+        "C:b.mp4",
+        ".lmdvid_parts/b.mp4",
+        "\x1b[2Jb.mp4",
+    ],
 )
 def test_outputs_outside_the_folder_are_refused(tmp_path, name):
     pairs = write_pairs(
@@ -212,6 +350,8 @@ def test_names_that_meet_are_numbered(tmp_path):
     pairs = read_pairs(write_pairs(tmp_path / "p.csv", *rows))
     assert [pair.output for pair in pairs] == ["a__b.mp4", "a__b_2.mp4", "a__b_3.mp4"]
     assert pairs[1].source == str(tmp_path / "y/a.png")
+    pairs = read_pairs(write_pairs(tmp_path / "p.csv", ("\x1b[2Ja.png", "b.mp4")))
+    assert pairs[0].output == "?[2Ja__b.mp4"
 
 
 @pytest.mark.parametrize(

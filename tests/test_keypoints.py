@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lightning as L
 import numpy as np
@@ -350,10 +351,20 @@ def adversarial() -> FOMM:
     return FOMM(keypoints=3, adversarial=1.0, show_keypoints=True, ema=0.9, **settings)
 
 
+def second_stage() -> MRAA:
+    """As if its own network, untrained as it is, were the first stage's."""
+    task = MRAA(regions=3, stage="avd", **SMALL)
+    FOLDERS.append(TemporaryDirectory())
+    save_network(task.generator, FOLDERS[-1].name)
+    task.start_from = FOLDERS[-1].name
+    return task
+
+
+FOLDERS: list[TemporaryDirectory] = []  # until the tests end
 TASKS = {
     "fomm": lambda: FOMM(keypoints=3, **SMALL),
     "mraa": lambda: MRAA(regions=3, **SMALL),
-    "avd": lambda: MRAA(regions=3, stage="avd", **SMALL),
+    "avd": second_stage,
 }
 
 
@@ -424,6 +435,8 @@ def test_the_second_stage_begins_with_the_first_ones_network(tmp_path):
     for key, value in first.generator.regions.state_dict().items():
         assert torch.equal(value, second.generator.regions.state_dict()[key]), key
     assert load_network(tmp_path / "second/kept/step=1.ckpt").modes[-1] == "avd"
+    with pytest.raises(WeightsError, match=r"checkpoint as model\.init_args\.start_from"):
+        fit(MRAA(regions=3, stage="avd", **SMALL), Data(), tmp_path / "none", 1)
     other = FOMM(keypoints=3, start_from=start, **SMALL)
     with pytest.raises(WeightsError, match="another network"):
         fit(other, Data(), tmp_path / "other", 1)

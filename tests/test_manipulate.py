@@ -200,6 +200,8 @@ def test_a_picture_and_every_frame_of_a_video_are_edited(checkpoint, files, netw
         ("clip.mp4", "x.png", {"edit": {0: 1.0}}, "is a video"),
         ("face.png", "x.png", {"edit": {9: 1.0}}, "no direction 9"),
         ("face.png", "x.png", {"edit": {0: 1.0}, "directions": [0]}, "leave directions"),
+        ("face.png", "x.png", {"edit": {0: 1.0}, "columns": 5}, "range and columns out"),
+        ("face.png", "x.mp4", {"columns": 5}, r"a sweep in a \.mp4 has no columns"),
         ("face.png", "x.png", {"directions": [7]}, "no direction 7"),
         ("face.png", "x.png", {"directions": []}, "no direction is given"),
         ("face.png", "x.png", {"reach": (1.0, 2.0)}, "around 0"),

@@ -222,12 +222,9 @@ def _animate_pairs(
         )
     except JobError as error:
         raise UsageError(str(error)) from None
-    for name, reason in list(summary.failed.items())[:20]:
-        print(f"{name}: {reason}", file=sys.stderr)
-    print(
-        f"{len(summary.done)} pairs animated, {len(summary.kept)} were there already, "
-        f"{len(summary.failed)} failed (see {summary.table})"
-    )
+    for line in summary.failures():
+        print(line, file=sys.stderr)
+    print(summary)
     return int(bool(summary.failed))
 
 

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I,J,...",
         help="sweep these, counted from 0 (default: all)",
     )
-    add("--columns", type=int, default=7, metavar="N", help="of the sheet, odd (%(default)s)")
+    add("--columns", type=int, metavar="N", help="of the sheet, odd (default: 7)")
     add(
         "--range",
         type=_range,

@@ -38,11 +38,18 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from lmdvid.sweep import SweepError, read_sweep, run_sweep
 
     try:
+        from sqlalchemy.exc import DatabaseError
+    except ImportError:  # `run_sweep` says what to install
+        DatabaseError = SweepError
+    try:
         sweep = read_sweep(options.file)
         output = options.output or f"runs/sweeps/{sweep.name}"
         best = run_sweep(sweep, output, options.trials, [f"--{word}" for word in options.more])
     except SweepError as error:
         raise UsageError(str(error)) from None
+    except DatabaseError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{output}/study.db cannot be used as a study: {reason}") from None
     print(f"{best['finished']} trials; best {sweep.metric} {best['value']:.6g}, {best['folder']}:")
     for name, value in best["settings"].items():
         print(f"  --{name}={value}")

@@ -14,14 +14,15 @@ Convention: flow (..., H, W, 2) in pixels per step, u to the right and v downwar
 mathematical, atan2(-v, u), so that up is 90 degrees.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 
 from lmdvid.interpret import InterpretationError
+from lmdvid.npz import load_arrays
 
 Regions = Literal["axes", "quadrants"]
 REGION_NAMES = {
@@ -146,9 +147,9 @@ def read_flow(path: Path, frames: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     """
     wanted = (frames[0], frames[1] - 1, *frames[2:4], 2)
     try:
-        with np.load(path) as file:
-            found = file["positive"], file["negative"]
-    except (OSError, ValueError, LookupError, EOFError, TypeError, BadZipFile) as error:
+        arrays = load_arrays(path, 2 * 8 * math.prod(wanted), {"positive", "negative"})
+        found = arrays["positive"], arrays["negative"]
+    except (OSError, ValueError, LookupError) as error:
         raise InterpretationError(
             f"{path} is no npz file with `positive` and `negative` flow: {error}"
         ) from None

@@ -17,6 +17,7 @@ from lmdvid.navigator import LatentNavigator
 from lmdvid.ops.recording import RecordedModule, records
 from lmdvid.tasks import nonfinite as bad_numbers
 from lmdvid.tasks.finite import Watch, finite_gradient, poison
+from lmdvid.tasks.gradients import send_what_learns
 from lmdvid.tasks.nonfinite import NonFiniteLossError
 
 __all__ = [
@@ -265,8 +266,12 @@ class AdversarialTask(L.LightningModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Go on in the right epoch, after the validation that was to follow the last step."""
+        """Go on in the right epoch, after the validation that was to follow the last step.
+
+        Of the network that rests in a backward pass, processes send each other no gradients.
+        """
         checkpoints.continue_epoch(self.trainer)
+        send_what_learns(self.trainer.strategy.model)
         checkpoints.make_up_validation(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

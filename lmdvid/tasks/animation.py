@@ -12,6 +12,7 @@ from torchmetrics.functional.image import (
 
 from lmdvid import losses
 from lmdvid.animate import AnimationNetwork
+from lmdvid.jobs import animate_pairs, read_pairs
 from lmdvid.losses import PerceptualLoss
 from lmdvid.networks import Mode
 from lmdvid.networks.features import perceptual_features
@@ -134,13 +135,35 @@ class AnimationTask(AdversarialTask):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Animate pairs of a picture and a driving clip."""
+        """Animate pairs of a picture and a driving clip, or the files of a table of `pairs`."""
+        if "pairs" in batch:
+            self._animate_files(**batch)
+            return {"key": [], "video": []}
         if "source" not in batch:
             raise PredictionError(
                 f"{type(self).__name__} animates pairs and makes no videos from noise: leave "
                 "data.init_args.generate out"
             )
         return {"key": batch["key"], "video": self(batch["source"], batch["driving"])}
+
+    def _animate_files(self, pairs: str, output: str, **options: Any) -> None:
+        """Do what `lmdvid animate --pairs` does, in the same processes, beside this one."""
+        checkpoint = self.trainer.ckpt_path
+        if not checkpoint:
+            raise PredictionError("which network animates the pairs? Give --ckpt_path")
+        summary = animate_pairs(
+            read_pairs(pairs),
+            checkpoint,
+            output,
+            device=str(self.device),
+            # Two bars would draw over each other, and the trainer's counts one batch.
+            progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is None,
+            **options,
+        )
+        if self.trainer.is_global_zero:
+            print(summary)
+        if summary.failed:
+            raise PredictionError("\n  ".join(["some pairs have failed", *summary.failures()]))
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
         """Rebuild each clip from its first frame; where another drives it, animate it so, too.

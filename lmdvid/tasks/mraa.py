@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmdvid import losses
+from lmdvid.networks import WeightsError
 from lmdvid.networks.keypoints import Keypoints
 from lmdvid.networks.mraa import Background, Generator
 from lmdvid.tasks.adversarial import Batch
@@ -121,6 +122,16 @@ class MRAA(KeypointTask):
         self.stage = stage
         self.stretch = stretch
         self.mode = "avd" if stage == "avd" else "absolute"
+
+    def setup(self, stage: str) -> None:
+        """Refuse a second stage without a first one."""
+        super().setup(stage)
+        untrained = self.start_from is None and not self.trainer.ckpt_path
+        if stage == "fit" and self.stage == "avd" and untrained:
+            raise WeightsError(
+                "the stage avd begins with the network of the stage reconstruction: give its "
+                "checkpoint as model.init_args.start_from"
+            )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the networks that the stage trains."""

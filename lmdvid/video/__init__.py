@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from lmdvid.video.scan import Scan, ScannedClip, scan_clips
     from lmdvid.video.tfrecord import RECORD_SUFFIXES, Record, record_lengths, records
-    from lmdvid.video.write import VideoWriter, write_image, write_video
+    from lmdvid.video.write import VideoWriteError, VideoWriter, write_image, write_video
 
 _MODULES = {
     "arrays": ("ARRAY_SUFFIXES", "without_suffix"),
@@ -63,7 +63,7 @@ _MODULES = {
     ),
     "scan": ("Scan", "ScannedClip", "scan_clips"),
     "tfrecord": ("RECORD_SUFFIXES", "Record", "record_lengths", "records"),
-    "write": ("VideoWriter", "write_image", "write_video"),
+    "write": ("VideoWriteError", "VideoWriter", "write_image", "write_video"),
 }
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "ScannedClip",
     "VideoInfo",
     "VideoReadError",
+    "VideoWriteError",
     "VideoWriter",
     "centre_square",
     "check_backend",

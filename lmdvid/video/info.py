@@ -17,6 +17,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 
+MOST_PIXELS = 2**27
+"""Of a frame: those of 16384 x 8192. A few bytes of a file may ask for any number of them."""
+
 DEFAULT_FPS = Fraction(25)
 """Frame rate of what states none: folders of pictures, single pictures."""
 
@@ -78,6 +81,12 @@ def in_order(frames: "Tensor", ordered: Sequence[int], numbers: Sequence[int]) -
     # Many times faster than frames[[...]], which copies byte by byte.
     rows = torch.tensor([place[number] for number in numbers], device=frames.device)
     return frames.index_select(0, rows)
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Refuse frames that would take too much memory."""
+    if width * height > MOST_PIXELS:
+        raise VideoReadError(path, f"{width}x{height} are more than the {MOST_PIXELS} pixels read")
 
 
 def check_indices(path: str | Path, indices: Sequence[int], count: int) -> None:

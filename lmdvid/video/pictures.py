@@ -15,6 +15,7 @@ from lmdvid.video.info import (
     VideoInfo,
     VideoReadError,
     check_indices,
+    check_size,
     read_bytes,
 )
 
@@ -98,11 +99,16 @@ def _upright(file: Path, data: BinaryIO | None = None) -> "tuple[Image.Image, st
         with Image.open(file if data is None else data) as image:
             if image.mode.startswith(("I", "F")):
                 raise VideoReadError(file, "more than 8 bits a channel; convert it to 8 bits")
-            return ImageOps.exif_transpose(image).convert("RGB"), str(image.format).lower()
+            check_size(file, *image.size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return image.convert("RGB"), str(image.format).lower()
     except Image.UnidentifiedImageError:
         raise VideoReadError(file, "not a picture, or damaged") from None
-    # Pillow's PNG reader answers damage with SyntaxError, a huge picture is no OSError either.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except VideoReadError:
+        raise
+    # Pillow's PNG reader answers damage with SyntaxError and texts that unpack to very much with
+    # ValueError; a huge picture is no OSError either.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoReadError(file, str(error)) from None
 
 

@@ -15,7 +15,14 @@ from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lmdvid.video.info import DEFAULT_FPS, VideoInfo, VideoReadError, check_indices
+from lmdvid.video.info import (
+    DEFAULT_FPS,
+    MOST_PIXELS,
+    VideoInfo,
+    VideoReadError,
+    check_indices,
+    check_size,
+)
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from torch import Tensor
 
+_LISTS = ("concat", "dash", "hls", "imf", "sdp")  # FFmpeg's names of what names other files
+_STREAMS = 16  # so many of a file are looked into with care
 _BT709, _BT601, _FULL_RANGE = 1, (2, 5, 6), 2  # FFmpeg's numbers; 2 means that no tag is there
 
 
@@ -92,6 +101,8 @@ def header(path: Path) -> Header:
             odd_times = "repeated time stamps"
         elif hidden:
             odd_times = "an edit list"
+        elif stream.frames > 1000 * (len(times) + 1000):  # decord takes memory for as many
+            odd_times = "time stamps of frames that are not there"
         turns = _quarter_turns(frame)
         size = (frame.width, frame.height)
         info = VideoInfo(
@@ -327,7 +338,6 @@ def _read(
 def _opened(
     path: Path, encoded: bytes | None = None, gpu: int | None = None
 ) -> "Iterator[tuple[InputContainer, VideoStream]]":
-    import av
     from av.error import FFmpegError
     from av.stream import Disposition
 
@@ -335,7 +345,9 @@ def _opened(
     file = str(path.absolute()) if encoded is None else BytesIO(encoded)
     hardware = None if gpu is None else _hardware(gpu)
     try:
-        with av.open(file, "r", metadata_errors="ignore", hwaccel=hardware) as container:
+        with _open(file, hardware) as container:
+            if container.format.name in _LISTS:
+                raise VideoReadError(path, "a list of other files, no video")
             stream = cast("VideoStream | None", container.streams.best("video"))
             if not len(container.streams):
                 raise VideoReadError(path, "not a video, or damaged (nothing in it is whole)")
@@ -344,11 +356,38 @@ def _opened(
                 raise VideoReadError(path, "no video in it, only sound or data")
             if stream.codec_context is None:
                 raise VideoReadError(path, "its video codec is unknown to FFmpeg")
+            check_size(path, stream.codec_context.width, stream.codec_context.height)
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             yield container, stream
     except FFmpegError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise VideoReadError(path, f"not a video, or damaged ({reason})") from None
+
+
+def _open(file: str | BytesIO, hardware: "HWAccel | None") -> "InputContainer":
+    import av
+    from av.error import FFmpegError
+
+    # Nothing that a file names is fetched.
+    open_file = partial(
+        av.open,
+        file,
+        "r",
+        options={"protocol_whitelist": "file"},
+        metadata_errors="ignore",
+        hwaccel=hardware,
+    )
+    try:  # FFmpeg already decodes to learn what is in it
+        limits = [{"max_pixels": str(MOST_PIXELS)}] * _STREAMS
+        return open_file(stream_options=limits)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    except FFmpegError:
+        raise  # some are ValueErrors
+    except ValueError:
+        # MPEG and FLV show their streams later: FFmpeg's own limit is twice this.
+        if isinstance(file, BytesIO):
+            file.seek(0)
+        return open_file()
 
 
 @lru_cache

@@ -33,6 +33,7 @@ _VERSION = 3  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
 _RECORDS_TRIED = 4  # of a file, before it counts as damaged altogether
+_MOST_FRAMES = 10**7  # a hundred hours: lists of them fit into memory
 _SHOW_PROGRESS = 500  # files
 _SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
 
@@ -290,6 +291,8 @@ def parse_row(line: Sequence[str]) -> ScannedClip:
     size, mtime, frames, width, height, turn, keys, version = numbers
     if not error and (frames < 1 or width < 1 or height < 1):
         raise ValueError(f"{path} without frames")
+    if frames > _MOST_FRAMES:
+        raise ValueError(f"{path} with {frames} frames")
     return ScannedClip(
         path, size, mtime, kind, frames, _fraction(fps), width, height, turn, codec, pixels, keys,
         odd, error, records, version,

@@ -41,6 +41,10 @@ WriteFrame = Callable[[int, np.ndarray], None]
 """Takes a frame's number and its pixels (H,W,3)."""
 
 
+class VideoWriteError(ValueError):
+    """A file that cannot be written as asked; the text says why."""
+
+
 class VideoWriter:
     """Write frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
 
@@ -63,7 +67,8 @@ class VideoWriter:
             `times[i]` to `times[i + 1]` seconds.
 
     Raises:
-        ValueError: A frame rate, suffix or frame that cannot be written; no frame at all.
+        VideoWriteError: A frame rate, name or suffix that cannot be written.
+        ValueError: A frame that cannot be written; no frame at all.
         VideoReadError: `audio_from` cannot be read.
     """
 
@@ -81,9 +86,9 @@ class VideoWriter:
         self.fps = Fraction(fps).limit_denominator(65535)
         self.frames = 0
         if self.fps <= 0:
-            raise ValueError(f"cannot write {path} at {fps} frames per second")
+            raise VideoWriteError(f"cannot write {path} at {fps} frames per second")
         if self.path.is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder")
+            raise VideoWriteError(f"cannot write {path}: it is a folder")
         # Of this process alone, so that two which write the same file do not meet.
         self._part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         self._size: tuple[int, int] | None = None
@@ -97,7 +102,7 @@ class VideoWriter:
         elif suffix == ".gif":
             self._sink = _gif(self._part, self.fps, times)
         else:
-            raise ValueError(f"cannot write {path}: use the suffix .mp4, .m4v or .gif")
+            raise VideoWriteError(f"cannot write {path}: use the suffix .mp4, .m4v or .gif")
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +172,8 @@ def write_image(path: str | Path, frame: Tensor | np.ndarray) -> None:
 
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"cannot write {path}: use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise VideoWriteError(f"cannot write {path}: use one of {kinds}")
     pixels = _pixels(frame, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95)
@@ -280,7 +286,9 @@ def _opened(path: Path) -> "Iterator[InputContainer]":
     from av.error import FFmpegError
 
     try:
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        container = av.open(
+            str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+        )
     except FFmpegError as error:
         reason = f"no sound to take from it ({str(error.strerror).lower()})"
         raise VideoReadError(path, reason) from None

@@ -277,18 +277,29 @@ class Measured(Callback):
 
 
 class Sent(Callback):
-    """Counts the bytes that the first step gives to the other processes."""
+    """Counts the bytes that the first step gives to the other processes.
+
+    Args:
+        everything: let DDP send what it would without the task's say, zeros and all.
+    """
+
+    def __init__(self, everything: bool = False):
+        self.everything = everything
 
     def on_train_start(self, trainer, pl_module):
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
         self.bytes = 0
+        average = default_hooks.allreduce_hook
 
         def counted(group, bucket):
             self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
-            return allreduce_hook(group, bucket)
+            return average(group, bucket)
 
-        trainer.strategy.model.register_comm_hook(None, counted)
+        if self.everything:
+            trainer.strategy.model.register_comm_hook(None, counted)
+        else:
+            default_hooks.allreduce_hook = counted
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         Path(f"sent{trainer.global_rank}").write_text(str(self.bytes))
