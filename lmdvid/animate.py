@@ -107,7 +107,12 @@ class Animator:
             each of its threads: there what stays in the caches is faster.
         compile: Compile the network for full batches, on a CPU; its weights must then stay. That
             takes a C++ compiler and up to a minute, in the first pass of every mode and magnitude.
+
+    Attributes:
+        taken: Called, where it is given, whenever the network takes frames: a sign of life.
     """
+
+    taken: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -319,6 +324,8 @@ class Animator:
             yield from zip(*made, strict=True)
 
     def _upload(self, part: Tensor) -> Tensor:
+        if self.taken is not None:
+            self.taken()
         if self.device.type == "cuda" and not part.is_cuda:
             part = part.pin_memory()  # from there it is copied while the GPU computes
         return part.to(self.device, non_blocking=True)

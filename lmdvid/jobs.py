@@ -536,24 +536,6 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
 # The processes
 
 
-class _Watched:
-    """An animation network that tells whenever it encodes or renders frames."""
-
-    def __init__(self, network: Any, tell: Callable[[], None]):
-        self._network, self._tell = network, tell
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-    def encode_motion(self, *args: Any) -> Any:
-        self._tell()
-        return self._network.encode_motion(*args)
-
-    def render(self, *args: Any) -> Any:
-        self._tell()
-        return self._network.render(*args)
-
-
 class _Worker:
     """Animates the pairs that nobody else is at."""
 
@@ -572,8 +554,7 @@ class _Worker:
             settings["batch_size"],
         )
         self.news: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        watched = _Watched(self.animator.network, lambda: self.news.put(None))
-        self.animator.network = watched  # pyright: ignore[reportAttributeAccessIssue]
+        self.animator.taken = lambda: self.news.put(None)
         self.how = dict(settings["how"])
         if edit := self.how.get("edit"):
             self.how["edit"] = {int(i): delta for i, delta in edit.items()}  # JSON's keys are text
