@@ -346,7 +346,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
     more = "--mode absolute --side-by-side --fit pad --batch-size 3 --device cpu --dtype bfloat16"
     parts = "--absolute-directions 3,7 --magnitude 1.5 --crop 1,2,3,4 --driving-crop face"
     edit = "--set 3=1.5 --set 7=-0.8 --reference best"
-    rest = [*edit.split(), "--no-audio"]
+    rest = [*edit.split(), "--no-audio", "--compile"]
     assert cli.main([*line.split(), *more.split(), *parts.split(), *rest]) == 0
     several = line.replace("f.png", "f.png g.png").replace("d.mp4", "d.mp4 e.mp4")
     assert cli.main([*several.split(), "--paste-back"]) == 0
@@ -369,6 +369,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "paste_back": False,
             "edit": {},
             "reference": 0,
+            "compile": False,
         },
     )
     assert calls[1] == (
@@ -389,6 +390,7 @@ def test_animate_passes_every_option(folder, monkeypatch):
             "paste_back": False,
             "edit": {3: 1.5, 7: -0.8},
             "reference": "best",
+            "compile": True,
         },
     )
     assert calls[2][0] == (["f.png", "g.png"], ["d.mp4", "e.mp4"], "c", "o.mp4")
