@@ -7,7 +7,7 @@ import re
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from hashlib import sha256
@@ -26,6 +26,8 @@ from lmdvid.video.scan import COLUMNS
 
 _LARGEST = 2**32 - 2**20  # bytes of a chunk, whose offsets have 32 bits
 
+_OWN_CHUNK = re.compile(r"chunk-[0-9a-f]{16}\.bin")
+
 _Row = tuple[Any, ...]  # of the table: the fields of a ScannedClip, and its place
 
 
@@ -37,7 +39,7 @@ class Written:
         clips: how many are in the shards.
         made: chunks that were written.
         kept: chunks that were there already.
-        failed: names of clips that are left out, and why.
+        failed: names of clips and lists that are left out, and why.
     """
 
     clips: int = 0
@@ -62,6 +64,9 @@ def write_shards(
 
     Lists (`*.csv`) in `root` itself are copied.
 
+    Nothing is lost that was not packed here, or not from these clips: a folder of other shards, and
+    one with clips that are not given now, are refused before anything is written.
+
     Args:
         clips: their names below the root, and paths, as `find_clips` gives them.
         root: of the data set, with the folders train/ and test/ if it has them.
@@ -71,9 +76,12 @@ def write_shards(
         progress: given the work in pieces and their number, gives them one by one.
 
     Raises:
-        DataError: litdata is not installed.
+        DataError: litdata is not installed, or `output` holds other shards.
     """
     output.mkdir(parents=True, exist_ok=True)
+    _check_own(output)
+    if not part:
+        _check_none_lost(output, clips)
     for leftover in output.glob(f".part{part}-*"):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     result = Written()
@@ -88,7 +96,13 @@ def write_shards(
     result.clips = len(rows)
     for path in root.glob("*.csv"):
         if not path.name.startswith("."):
-            shutil.copyfile(path, output / path.name)
+            try:
+                text = path.read_bytes()
+            except OSError as error:  # a link to nothing, say, of which no clip is to suffer
+                reason = str(error.strerror).lower()
+                result.failed[path.name] = str(VideoReadError(path, reason))
+            else:
+                (output / path.name).write_bytes(text)
     if part:  # even where no clip is in it, so that nobody waits for it
         _write_table(output / TABLE.format(part=part), rows)
     elif rows:
@@ -124,8 +138,9 @@ def merge_shards(output: Path, parts: Sequence[str]) -> int:
         How many clips there are.
 
     Raises:
-        DataError: a part is missing.
+        DataError: a part is missing, or clips that were packed here before are in none.
     """
+    _check_own(output)
     tables = [output / TABLE.format(part=part) for part in parts]
     rows: list[_Row] = []
     for table in tables:
@@ -136,10 +151,52 @@ def merge_shards(output: Path, parts: Sequence[str]) -> int:
         sizes = {path.name: path.stat().st_size for path in output.glob(CHUNKS)}
         rows += [(*astuple(facts), *place) for facts, place in read_rows(text, str(table), sizes)]
     rows.sort(key=lambda row: Path(row[0]).parts)
+    _check_none_lost(output, {row[0] for row in rows})
     _finish(output, rows)
     for table in tables:
         table.unlink()
     return len(rows)
+
+
+def _check_own(output: Path) -> None:
+    """Refuse a folder of shards that were not packed here.
+
+    Raises:
+        DataError: it is one.
+    """
+    others = [path.name for path in output.glob(CHUNKS) if not _OWN_CHUNK.fullmatch(path.name)]
+    if (output / INDEX).exists() and not (output / TABLE.format(part="")).exists():
+        others.append(INDEX)
+    if others:
+        raise DataError(
+            f"{output} holds shards that `lmdvid prepare shards` did not make ({min(others)}), "
+            "which it would overwrite: give another folder"
+        )
+
+
+def _check_none_lost(output: Path, clips: Container[str]) -> None:
+    """Refuse to replace a set by one without some of its clips.
+
+    Args:
+        output: the folder of the set, if there is one.
+        clips: names of those that there are to be.
+
+    Raises:
+        DataError: there are such clips.
+    """
+    table = output / TABLE.format(part="")
+    try:
+        text = table.read_text("utf-8", "surrogateescape")
+        packed = [row["path"] for row in csv.DictReader(StringIO(text, newline=""))]
+    except (FileNotFoundError, KeyError, csv.Error):  # a damaged table is made anew
+        return
+    lost = [name for name in packed if name not in clips]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(packed)} clips packed in {output} are not among the clips given "
+            f"now (such as {lost[0]}) and would be lost: give the whole input, or another folder; "
+            f"or delete {INDEX} and {table.name} there to give them up"
+        )
 
 
 @dataclass(frozen=True)
@@ -330,8 +387,8 @@ def _finish(output: Path, rows: Sequence[_Row]) -> None:
         for chunk, count in Counter(row[-len(PLACE)] for row in rows).items()
     ]
     index = {"chunks": chunks, "config": config, "updated_at": str(time())}
+    _write_table(output / TABLE.format(part=""), rows)  # first: an index alone is a stranger's
     _replace(output / INDEX, json.dumps(index))
-    _write_table(output / TABLE.format(part=""), rows)
     named = {chunk["filename"] for chunk in chunks}
     for path in output.glob(CHUNKS):
         if path.name not in named:

@@ -172,6 +172,44 @@ def test_another_original_makes_another_chunk(source, tmp_path):
     assert Shards(str(output)).content(clip)() == (folder / "train/id0#b.mp4").read_bytes()
 
 
+def test_no_clip_is_lost_that_is_not_given_again(source, packed, tmp_path):
+    """A smaller input, in one or in parts, and a folder that litdata alone has made."""
+    output = Path(shutil.copytree(packed, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    some = {name: path for name, path in find_clips(source).items() if "id0" not in name}
+    lost = r"2 of 7 clips packed in .*out are not among .* \(such as train/id0#a.mp4\) and would be"
+    with pytest.raises(DataError, match=lost):
+        write_shards(some, source, output, CHUNK)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    write_shards(some, source, output, CHUNK, ".1of1")
+    with pytest.raises(DataError, match=lost):
+        merge_shards(output, [".1of1"])
+    assert len(Shards(str(output)).find(output, {".mp4", ".gif"})) == 7
+    for name in ("index.json", "lmdvid_clips.csv"):
+        (output / name).unlink()
+    assert merge_shards(output, [".1of1"]) == write_shards(some, source, output, CHUNK).clips == 5
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for names in (["chunk-0-0.bin"], ["index.json", "chunk-0123456789abcdef.bin"]):
+        for name in names:
+            (foreign / name).write_bytes(b"theirs")
+        with pytest.raises(DataError, match=rf"did not make \({names[0]}\), which it would over"):
+            pack(source, foreign)
+        assert sorted(path.name for path in foreign.iterdir()) == sorted(names)
+        for name in names:
+            (foreign / name).unlink()
+
+
+def test_a_list_that_leads_nowhere_is_a_failure_of_its_own(source, tmp_path):
+    folder = Path(shutil.copytree(source, tmp_path / "clips"))
+    (folder / "x.csv").symlink_to("nowhere")
+    done = pack(folder, tmp_path / "out")
+    assert done.clips == 7
+    assert done.failed == {"x.csv": f"cannot read {folder}/x.csv: no such file or directory"}
+    assert len(Shards(str(tmp_path / "out")).find(tmp_path / "out", {".mp4", ".gif"})) == 7
+
+
 def test_machines_pack_parts_of_a_set(source, packed, tmp_path, capsys):
     output = tmp_path / "out"
     line = ["prepare", "shards", "--input", str(source), "--output", str(output)]
