@@ -248,9 +248,7 @@ def merge(output: str | Path) -> tuple[int, int]:
     marks = sorted(_mark_of(path) for path in output.glob(_RECORD.format(shard=".*")))
     if not marks:
         raise PrepareError(f"{output} holds no record of a shard: prepare with --shard i/n first")
-    with ExitStack() as locks:
-        for mark in ("", *marks):
-            locks.enter_context(locked(output, mark))
+    with locked(output, ""):
         notes: dict[str, dict[str, Any]] = {}
         for mark in ("", *marks):
             notes |= _load(output / _RECORD.format(shard=mark))
@@ -548,7 +546,7 @@ def locked(output: Path, mark: str) -> Iterator[None]:
     Args:
         output: the folder.
         mark: of the part of a set that this run prepares, `Shard.mark`; runs of different parts
-            do not meet.
+            do not meet, but exclude one of the whole set, as uniting its parts is.
 
     Raises:
         PrepareError: Another run is writing to it.
@@ -558,19 +556,25 @@ def locked(output: Path, mark: str) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (output / _LOCK.format(shard=mark)).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PrepareError(f"another run is writing to {output}; wait for its end") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            log.warning(
-                "%s knows no locks (%s): let one run at a time write to it",
-                output,
-                str(error.strerror).lower(),
-            )
+    wanted = {"": fcntl.LOCK_SH, mark: fcntl.LOCK_EX}  # in this order; one where there is no part
+    with ExitStack() as files:
+        for name, kind in wanted.items():
+            lock = files.enter_context((output / _LOCK.format(shard=name)).open("a+"))
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PrepareError(
+                    f"another run is writing to {output}; wait for its end"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                log.warning(
+                    "%s knows no locks (%s): let one run at a time write to it",
+                    output,
+                    str(error.strerror).lower(),
+                )
+                break
         yield
 
 

@@ -5,7 +5,7 @@ import torch
 
 from data_modules.index import find_clips
 from lmdvid import cli
-from lmdvid.prepare import PrepareError, Settings, Shard, prepare_clips
+from lmdvid.prepare import PrepareError, Settings, Shard, locked, prepare_clips
 from lmdvid.video import write_video
 
 SMALL = Settings(size=32)
@@ -34,6 +34,30 @@ def test_an_original_belongs_to_one_shard_whatever_else_there_is():
 def test_shards_that_make_no_sense(text):
     with pytest.raises(PrepareError, match=r"shard is"):
         Shard.parse(text)
+
+
+def test_parts_and_the_whole_exclude_each_other(tmp_path, capsys):
+    """Whichever comes first; parts are prepared at once."""
+    busy = "another run is writing"
+    with locked(tmp_path, ".1of2"):
+        with locked(tmp_path, ".2of2"):
+            pass
+        for mark in (".1of2", ""):
+            with pytest.raises(PrepareError, match=busy), locked(tmp_path, mark):
+                pass
+        for table in ("lmdvid_clips.1of2.csv", ".lmdvid_prepared.1of2.jsonl"):
+            (tmp_path / table).touch()
+            assert cli.main(["prepare", "merge", "--output", str(tmp_path)]) == 2
+            assert busy in capsys.readouterr().err
+            (tmp_path / table).unlink()
+    with (
+        locked(tmp_path, ""),
+        pytest.raises(PrepareError, match=busy),
+        locked(tmp_path, ".1of2"),
+    ):
+        pass
+    with locked(tmp_path, ""):
+        pass
 
 
 def test_two_machines_prepare_a_set_which_is_then_one(source, tmp_path, capsys):

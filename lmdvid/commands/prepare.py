@@ -178,7 +178,7 @@ def _merge(options: argparse.Namespace) -> int:
     output = Path(options.output).expanduser()
     try:
         if parts := parts_of(output):
-            with locked(output, ""):
+            with locked(output, ""):  # none of the parts is being packed anew
                 clips = merge_shards(output, parts)
                 merge_lists(output, parts)
             print(f"{len(parts)} parts united: {clips} clips are packed in {options.output}")
