@@ -573,9 +573,11 @@ class ClipLoader(DataLoader):
             yield from super().__iter__()
         except RuntimeError as error:
             if self.watchdog is not None and (stuck := self.watchdog.stuck()):
+                files, network = "remove the file, or mend the disk,", "look after the network"
+                remedy = network if any("://" in path for path in stuck) else files
                 raise DataError(
                     f"reading {' and '.join(stuck)} did not end within {self.watchdog.seconds} s: "
-                    "remove the file, or mend the disk, and go on with --ckpt_path last"
+                    f"{remedy} and go on with --ckpt_path last"
                 ) from error
             raise
 

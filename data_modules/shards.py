@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -21,10 +21,12 @@ from io import StringIO
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from time import sleep, time
 from typing import Any, TypeVar
 from zlib import crc32
 
+from data_modules import watchdog
 from data_modules.index import DataError, Files
 from lmdvid.video import ScannedClip, VideoReadError
 from lmdvid.video.scan import COLUMNS, parse_row
@@ -41,8 +43,13 @@ _SCHEMES = ("s3", "gs", "azure")
 # Seconds before storage that does not answer is asked again, as a run begins and later.
 _FIRST_PAUSES, _PAUSES = (1.0, 4.0), (1.0, 4.0, 16.0, 60.0)
 _FORGOTTEN = 3600.0  # seconds after which nobody downloads any more
+_LOOK = 0.5  # seconds between looks at how much of a chunk has come
 _ROOM = 2e9  # bytes of this disk that copies leave free, as for checkpoints
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# What keeps copies off a disk: no room, no right, no folder there, or no locks on it.
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP),
+}
 
 _T = TypeVar("_T")
 
@@ -118,6 +125,7 @@ class Chunks:
         ends = accumulate(self.sizes.values())
         fitting = {chunk for chunk, end in zip(self.sizes, ends, strict=True) if end <= keep}
         self.kept = fitting if self.remote and copies is not None else set()
+        self._refused = False  # the disk takes no more copies; those that are there are read
 
     def read(self, chunk: str, offset: int, size: int) -> bytes:
         """Return so many bytes, or fewer where the chunk ends before.
@@ -168,23 +176,30 @@ class Chunks:
         """Return where the copy of a chunk is, after fetching it if it is not there.
 
         Raises:
-            FileNotFoundError: there is no room for it, or somebody deletes the folder.
+            FileNotFoundError: there is no room for it, another process is fetching it, or somebody
+                deletes the folder.
             DataError: the chunk does not come, or another one does.
         """
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         assert self.copies is not None
         path = self.copies / chunk
         if _size(path) == self.sizes[chunk]:
             return path
+        if self._refused:
+            raise FileNotFoundError(path)
         try:
             self.copies.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.copies).free < self.sizes[chunk] + _ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with FileLock(f"{path}.lock"):  # of all who want it one fetches it
+            # Of all who want it one fetches it; the others need not wait for its end.
+            with FileLock(f"{path}.lock", timeout=0):
                 if _size(path) == self.sizes[chunk]:
                     return path
-                with TemporaryDirectory(prefix=".part-", dir=self.copies) as folder:
+                with (
+                    TemporaryDirectory(prefix=".part-", dir=self.copies) as folder,
+                    _alive_while_growing(Path(folder)),
+                ):
                     part = Path(folder, chunk)
                     fetch_file(self.root, chunk, part, _PAUSES)
                     if (size := part.stat().st_size) != self.sizes[chunk]:
@@ -193,6 +208,8 @@ class Chunks:
                             f"{self.sizes[chunk]}: upload it again, with {INDEX} and the table"
                         )
                     part.replace(path)
+        except Timeout:
+            raise FileNotFoundError(path) from None
         except (OSError, NotImplementedError) as error:  # filelock's, where a disk knows no locks
             if isinstance(error, OSError) and error.errno not in _DISK:
                 raise
@@ -201,7 +218,7 @@ class Chunks:
                 "%s cannot take copies of chunks (%s): clips of %s are fetched one by one",
                 *(self.copies, reason, self.root),
             )
-            self.kept = set()
+            self._refused = True
             raise FileNotFoundError(path) from None
         return path
 
@@ -316,6 +333,27 @@ def open_clips(root: str, keep: float) -> Files | Shards:
     if "://" in root or os.path.isfile(folder / TABLE.format(part="")):
         return Shards(root, keep)
     return Files(folder)
+
+
+@contextmanager
+def _alive_while_growing(folder: Path) -> Iterator[None]:
+    """Tell the watchdog of what comes into a folder: a slow network is no damaged file."""
+    ended = Event()
+
+    def watch() -> None:
+        seen = 0
+        while not ended.wait(_LOOK):
+            if (size := sum(_size(path) or 0 for path in folder.iterdir())) != seen:
+                watchdog.restart()
+            seen = size
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _bytes(path: Path, offset: int, size: int) -> bytes:
@@ -456,6 +494,7 @@ def _insist(url: str, fetch: Callable[[], _T], pauses: Sequence[float]) -> _T:
                 times = len(pauses) + 1
                 raise DataError(f"cannot fetch {url}, tried {times} times: {reason}") from None
             log.warning("cannot fetch %s (%s); trying again in %g s", url, reason, pause)
+        watchdog.restart()  # each try may take its time, and there are few
         sleep(pause)
     raise AssertionError
 

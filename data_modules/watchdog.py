@@ -54,12 +54,29 @@ def watched(path: str) -> Iterator[None]:
         yield
         return
     note, seconds = _watched[0].numpy(), _watched[1]
-    # The clock of all processes of a machine is the same.
-    line = struct.pack("d", monotonic()) + os.fsencode(path)[: len(note) - _CLOCK - 1] + b"\0"
-    note[: len(line)] = np.frombuffer(line, np.uint8)
-    signal.alarm(seconds)
+    line = os.fsencode(path)[: len(note) - _CLOCK - 1] + b"\0"
+    note[_CLOCK : _CLOCK + len(line)] = np.frombuffer(line, np.uint8)
+    _start(note, seconds)
     try:
         yield
     finally:
         signal.alarm(0)
         note[:_CLOCK] = 0
+
+
+def restart() -> None:
+    """Start the clock of this worker again, if it runs: what is read comes, if slowly.
+
+    Any thread may call this, but only while another one is within `watched`.
+    """
+    if _watched is None or not hasattr(signal, "alarm"):
+        return
+    note, seconds = _watched[0].numpy(), _watched[1]
+    if note[:_CLOCK].any():
+        _start(note, seconds)
+
+
+def _start(note: np.ndarray, seconds: int) -> None:
+    # The clock of all processes of a machine is the same.
+    note[:_CLOCK] = np.frombuffer(struct.pack("d", monotonic()), np.uint8)
+    signal.alarm(seconds)

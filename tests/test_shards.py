@@ -1,9 +1,13 @@
 """Clips packed into shards: the same batches as from files, here and in object storage."""
 
+import errno
+import json
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +29,9 @@ from data_modules.index import find_clips
 from data_modules.mug import MUG
 from data_modules.packing import Written, merge_shards, write_shards
 from data_modules.sampling import Encoded, read_frames, read_square
-from data_modules.shards import Shards
+from data_modules.shards import Chunks, Shards
 from data_modules.voxceleb import VoxCeleb
+from data_modules.watchdog import Watchdog, watched
 from lmdvid import cli
 from lmdvid.video import VideoReadError, content, write_image, write_video
 
@@ -429,6 +434,98 @@ def test_a_disk_that_takes_no_copies(remote, source, tmp_path, monkeypatch, capl
     assert_same(batches(data_of(remote)), found)
     assert caplog.text.count("copies of chunks (no space left on device)") == 1
     assert not copies(tmp_path)
+
+
+def test_copies_are_read_when_the_disk_is_full(remote, source, tmp_path, monkeypatch):
+    data = data_of(remote)
+    first, second = data.train_clips[0], data.train_clips[-1]
+    expected = read_square(first, [0], 32, "auto"), read_square(second, [0], 32, "auto")
+    copies(tmp_path)[-1].unlink()  # of one of the two
+    copied = copies(tmp_path)
+    monkeypatch.setattr(shards, "_ROOM", 1e18)
+    data = data_of(remote)
+    asked: list[str] = []
+    downloader = shards._downloader(remote)
+    fetch = downloader.download_bytes
+    monkeypatch.setattr(
+        downloader, "download_bytes", lambda url, *rest: asked.append(url) or fetch(url, *rest)
+    )
+    for _ in range(2):
+        for clip, pictures in zip(data.train_clips[:: len(data.train_clips) - 1], expected, strict=True):
+            assert torch.equal(read_square(clip, [0], 32, "auto"), pictures)
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+    assert copies(tmp_path) == copied
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a file above", "no locks"])
+def test_a_place_for_copies_that_is_none(remote, source, tmp_path, monkeypatch, caplog, obstacle):
+    data = data_of(remote)
+    clip = data.train_clips[0]
+    folder = clip.content.__self__.chunks.copies  # type: ignore[union-attr]
+    reason = {"a file": "file exists", "a file above": "not a directory"}.get(obstacle, "no locks")
+    if obstacle == "no locks":
+
+        def acquire(*_, **__):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    else:
+        place = folder if obstacle == "a file" else folder.parent
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("in the way")
+    expected = data_of(source).train_clips[0]
+    assert torch.equal(read_square(clip, [0], 32, "auto"), read_square(expected, [0], 32, "auto"))
+    assert f"cannot take copies of chunks ({reason}" in caplog.text
+
+
+def test_what_another_process_copies_is_not_waited_for(remote, packed, tmp_path):
+    from filelock import FileLock
+
+    place = data_of(remote).train_clips[0].content.__self__  # type: ignore[union-attr]
+    place.chunks.copies.mkdir(parents=True, exist_ok=True)
+    expected = (packed / place.chunk).read_bytes()[place.offset : place.offset + place.size]
+    with FileLock(place.chunks.copies / f"{place.chunk}.lock"):
+        assert place.read() == expected
+    assert not copies(tmp_path)
+    assert place.read() == expected
+    assert len(copies(tmp_path)) == 1
+
+
+def test_a_slow_network_is_no_stuck_worker(packed, tmp_path, monkeypatch):
+    """A chunk comes in pieces, for longer in all than a worker may do nothing."""
+    index = json.loads((packed / "index.json").read_text())["chunks"][0]
+    chunk, size = index["filename"], index["chunk_bytes"]
+    data = (packed / chunk).read_bytes()
+
+    def slowly(root, name, target, pauses):
+        with Path(f"{target}.tmp").open("wb", buffering=0) as file:
+            for start in range(0, size, size // 8):
+                file.write(data[start : start + size // 8])
+                time.sleep(0.25)
+        Path(f"{target}.tmp").replace(target)
+
+    def hang(root, name, target, pauses):
+        time.sleep(60)
+
+    def read(fetch):
+        monkeypatch.setattr(shards, "fetch_file", fetch)
+        monkeypatch.setattr(shards, "_LOOK", 0.05)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the timeout of tests has its own
+        watcher(0)
+        with watched("s3://bucket/vox/a.mp4"):
+            place = Chunks("s3://bucket/vox", {chunk: size}, tmp_path / fetch.__name__, 1e9)
+            os._exit(0 if place.read(chunk, 4, 9) == data[4:13] else 1)
+
+    watcher = Watchdog(1, 1)
+    codes = []
+    for fetch in (slowly, hang):
+        worker = multiprocessing.get_context("fork").Process(target=read, args=(fetch,))
+        worker.start()
+        worker.join(30)
+        codes.append(worker.exitcode)
+    assert codes == [0, -signal.SIGALRM]
+    assert watcher.stuck() == ["s3://bucket/vox/a.mp4"]
 
 
 def test_what_storage_refuses(remote, storage, monkeypatch):
