@@ -11,12 +11,15 @@ import logging
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +215,8 @@ def run_sweep(
         if count(*ended, TrialState.RUNNING) < trials or count(TrialState.WAITING):
             study.optimize(objective, n_trials=1, catch=_TakenError)
         else:
+            for number in _silent(study, folder / "study.db", 2 * heartbeat):
+                storage.record_heartbeat(number)  # its only one: soon it counts as cut short
             time.sleep(heartbeat / 2)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done:
@@ -224,6 +229,21 @@ def run_sweep(
         "folder": str(folder / best.user_attrs[_FOLDER]),
         "finished": count(*ended),
     }
+
+
+def _silent(study: Any, database: Path, seconds: float) -> list[int]:
+    """Numbers in the database of trials that run for so long without a first sign of life.
+
+    Their process was killed between these two; optuna, which goes by the last sign, waits for them
+    for ever.
+    """
+    from optuna.trial import TrialState
+
+    with closing(sqlite3.connect(database, timeout=100)) as connection:
+        alive = {row[0] for row in connection.execute("SELECT trial_id FROM trial_heartbeats")}
+    start = datetime.now() - timedelta(seconds=seconds)  # in local time, as optuna's
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [t._trial_id for t in running if t._trial_id not in alive and t.datetime_start < start]
 
 
 class _TakenError(Exception):

@@ -451,7 +451,7 @@ def test_copies_are_read_when_the_disk_is_full(remote, source, tmp_path, monkeyp
         downloader, "download_bytes", lambda url, *rest: asked.append(url) or fetch(url, *rest)
     )
     for _ in range(2):
-        for clip, pictures in zip(data.train_clips[:: len(data.train_clips) - 1], expected, strict=True):
+        for clip, pictures in zip(data.train_clips[::4], expected, strict=True):
             assert torch.equal(read_square(clip, [0], 32, "auto"), pictures)
     assert len(asked) == 2
     assert len(set(asked)) == 1

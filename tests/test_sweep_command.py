@@ -2,11 +2,13 @@
 
 import csv
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from ast import literal_eval
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,43 @@ def test_two_processes_one_killed_and_restarted_try_each_setting_once(tmp_path):
     with metrics.open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
     assert outcome["value"] == min(losses)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
+def test_who_is_killed_before_the_first_sign_of_life_is_not_waited_for(tmp_path, monkeypatch):
+    import optuna
+
+    tried, lost, naps = [], [], []
+    optimize = optuna.Study.optimize
+    database = tmp_path / "study/study.db"
+
+    def killed(self, *words, **options):
+        if not lost:
+            lost.append(self.ask())
+        return optimize(self, *words, **options)
+
+    def train(sweep, chosen, place, more):
+        tried.append((place.name, chosen["model.init_args.lr"]))
+        return 1.0
+
+    def sleep(seconds):
+        """Let an hour pass."""
+        naps.append(seconds)
+        assert len(naps) < 5
+        with closing(sqlite3.connect(database)) as connection, connection:
+            for table, column in (
+                ("trials", "datetime_start"),
+                ("trial_heartbeats", "heartbeat"),
+            ):
+                connection.execute(f"UPDATE {table} SET {column} = datetime({column}, '-1 hours')")
+
+    monkeypatch.setattr(optuna.Study, "optimize", killed)
+    monkeypatch.setattr("lmdvid.sweep._train", train)
+    monkeypatch.setattr("lmdvid.sweep.time.sleep", sleep)
+    sweep = read_sweep(write(tmp_path / "line.yaml"))
+    assert run_sweep(sweep, tmp_path / "study", heartbeat=600)["finished"] == 3
+    assert [name for name, _ in tried] == ["trial_0001", "trial_0002", "trial_0000"]
+    assert {rate for _, rate in tried} == {0.001, 0.02, 1e20}
 
 
 def test_who_is_idle_does_not_try_what_others_are_trying(tmp_path, monkeypatch):
