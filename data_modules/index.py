@@ -71,7 +71,8 @@ def find_clips(root: Path, suffixes: Set[str] = VIDEO_SUFFIXES) -> dict[str, Pat
         DataError: if `root` is a file but no clip, or a folder may not be listed.
     """
     above = set()
-    for folder in root.resolve().parents:
+    # Path.resolve raises where `root` is a link to itself; that is told below.
+    for folder in Path(os.path.realpath(root)).parents:
         with suppress(OSError):  # what is in the way of `root` is told below
             found = folder.stat()
             above.add((found.st_dev, found.st_ino))

@@ -529,7 +529,7 @@ def check_apart(source: Path, output: Path) -> None:
     Raises:
         PrepareError: They do, or `output` is a file.
     """
-    one, other = source.resolve(), output.resolve()
+    one, other = (Path(os.path.realpath(folder)) for folder in (source, output))
     if one == other or one in other.parents or other in one.parents:
         raise PrepareError(
             f"{output} and {source} are the same or contain each other: prepared clips would be "

@@ -397,3 +397,16 @@ def test_an_output_that_is_a_file_is_refused(source, tmp_path):
 def test_data_errors_are_words_of_the_data(tmp_path):
     with pytest.raises(DataError, match="cannot look into"):
         find_clips(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("what", ["clips", "shards"])
+def test_a_link_to_itself_is_no_folder(source, tmp_path, capsys, what):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for folders, text in (
+        ((loop, tmp_path / "out"), "cannot look into .*loop: too many levels of symbolic links"),
+        ((source, loop), "error: .*loop"),
+    ):
+        words = ["--input", str(folders[0]), "--output", str(folders[1])]
+        assert cli.main(["prepare", what, *words]) != 0
+        assert re.search(text, capsys.readouterr().err)
