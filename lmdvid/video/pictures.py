@@ -69,11 +69,15 @@ def load(file: Path, data: BinaryIO | None = None) -> "Tensor":
 
 
 def packed(folder: Path) -> bytes:
-    """The pictures of a folder in their order, as one uncompressed zip file."""
+    """The pictures of a folder in their order, as one uncompressed zip file.
+
+    They are named by their numbers there: names of files may be no text, which a zip file's are.
+    """
     content = BytesIO()
     with ZipFile(content, "w", ZIP_STORED) as archive:
-        for name in _files(folder):
-            archive.writestr(ZipInfo(name), read_bytes(folder / name))
+        for number, name in enumerate(_files(folder)):
+            suffix = os.path.splitext(name)[1]
+            archive.writestr(ZipInfo(f"{number}{suffix}"), read_bytes(folder / name))
     return content.getvalue()
 
 
