@@ -7,6 +7,7 @@ neither torch nor numpy and handles many files. Run as a module this file is tha
 import csv
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ _VERSION = 3  # of what is looked for; rows of another version are made again
 _FILES_PER_PROCESS = 50  # a process takes as long to start as this many short clips to look into
 _KEEP_EVERY = 60.0  # seconds of a long scan, which may be killed
 _RECORDS_TRIED = 4  # of a file, before it counts as damaged altogether
+_RATE = re.compile(r"[0-9]{1,40}(/[0-9]{1,40})?")  # frames per second
 _MOST_FRAMES = 10**7  # a hundred hours: lists of them fit into memory
 _SHOW_PROGRESS = 500  # files
 _SHOWN, _LISTED = 6, 50  # kinds of clips and names in a summary
@@ -299,7 +301,12 @@ def parse_row(line: Sequence[str]) -> ScannedClip:
     )  # fmt: skip
 
 
-_fraction = lru_cache(maxsize=1024)(Fraction)
+@lru_cache(maxsize=1024)
+def _fraction(text: str) -> Fraction:
+    # Other texts that Fraction takes, such as 1e99999999, need more time and memory than there is.
+    if not _RATE.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no frame rate such as 30000/1001")
+    return Fraction(text)
 
 
 # The processes
