@@ -39,7 +39,8 @@ INDEX = "index.json"
 PLACE = ("chunk", "offset", "bytes", "crc32")  # the table's columns behind those of a scan
 INSTALL = "pip install 'lmdvid[streaming]' && pip install --no-deps 'litdata>=0.2.76,<0.3'"
 
-_SCHEMES = ("s3", "gs", "azure")
+# What litdata reads each kind of storage by, where it does not come with the extra.
+_SCHEMES = {"s3": "", "gs": "google-cloud-storage", "azure": "azure-storage-blob"}
 # Seconds before storage that does not answer is asked again, as a run begins and later.
 _FIRST_PAUSES, _PAUSES = (1.0, 4.0), (1.0, 4.0, 16.0, 60.0)
 _FORGOTTEN = 3600.0  # seconds after which nobody downloads any more
@@ -300,12 +301,15 @@ class Shards:
         return self._clips[path][1].path
 
     def text(self, path: Path) -> str:
-        """Return the text of a list beside the clips.
+        """Return the text of a list beside the clips, or elsewhere on a disk.
 
         Raises:
-            FileNotFoundError: there is none of this name.
+            OSError: it cannot be read, as where there is none of this name.
+            UnicodeError: it is no text.
             DataError: storage does not answer.
         """
+        if not path.is_relative_to(self.root):
+            return path.read_text("utf-8-sig")
         try:
             return self._text(path.relative_to(self.root).as_posix())
         except MissingError:
@@ -389,7 +393,7 @@ def _sizes(index: str, where: str) -> dict[str, int]:
             str(chunk["filename"]): int(chunk["chunk_bytes"])
             for chunk in json.loads(index)["chunks"]
         }
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{where} is no index of chunks ({type(error).__name__})") from None
     for chunk in sizes:
         if not re.fullmatch(r"chunk-[\w-]+\.bin", chunk):
@@ -446,9 +450,17 @@ def _downloader_of(root: str, _process: int) -> Any:
             # a worker counts as stuck.
             retries: Any = {"mode": "standard", "total_max_attempts": 1}
             options["config"] = Config(retries=retries, connect_timeout=10, read_timeout=30)
-        return get_downloader(root, "", [], options)
     except ModuleNotFoundError as error:
         raise DataError(f"{root} is read by litdata: {INSTALL} ({error})") from None
+    try:
+        return get_downloader(root, "", [], options)
+    except ModuleNotFoundError as error:
+        if not _SCHEMES[scheme]:
+            raise
+        raise DataError(
+            f"{root} is read by {_SCHEMES[scheme]}, which is not installed: "
+            f"pip install {_SCHEMES[scheme]} ({' '.join(str(error).split())})"
+        ) from None
 
 
 def _downloader(root: str) -> Any:
@@ -460,15 +472,22 @@ def fetch_file(root: str, name: str, target: Path, pauses: Sequence[float] = _FI
 
     Raises:
         MissingError: there is none of this name.
-        DataError: the bucket is missing or barred, or storage does not answer.
+        DataError: the bucket is missing or barred, or storage does not answer; or the address has
+            a sign that litdata takes for its end.
         OSError: this disk does not take it.
     """
     url = f"{root}/{name}"
+    if sign := re.search("[#?]", url):
+        raise DataError(
+            f"cannot fetch {url}: addresses in storage are read up to {sign[0]!r}; "
+            "copy the shards to a folder without such signs in its name"
+        )
 
     def fetch() -> None:
-        # Asked for its first byte storage says whether it is the bucket or the object that is
-        # missing, which it does not when it is asked about an object.
-        _downloader(root).download_bytes(url, 0, 1, f"{target}.first")
+        # Asked for its first byte S3 says whether it is the bucket or the object that is missing,
+        # which it does not when it is asked about an object.
+        if url.startswith("s3://"):
+            _downloader(root).download_bytes(url, 0, 1, f"{target}.first")
         _downloader(root).download_file(url, str(target))
         if not target.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))

@@ -215,6 +215,19 @@ def test_a_list_that_leads_nowhere_is_a_failure_of_its_own(source, tmp_path):
     assert len(Shards(str(tmp_path / "out")).find(tmp_path / "out", {".mp4", ".gif"})) == 7
 
 
+def test_pictures_whose_names_are_no_text(source, tmp_path):
+    folder, output = tmp_path / "clips", tmp_path / "out"
+    clip = folder / "train/id0#a.mp4"
+    shutil.copytree(source / "test/id8#a.mp4", clip)
+    expected = data_of(folder, Clips, holdout=0.0).train_clips[0]
+    pictures = read_square(expected, range(10), 32, "auto")
+    for path in clip.iterdir():
+        path.rename(os.fsdecode(os.fsencode(clip / f"\udcff_{path.name}")))
+    assert pack(folder, output).failed == {}
+    found = data_of(output, Clips, holdout=0.0).train_clips[0]
+    assert torch.equal(read_square(found, range(10), 32, "auto"), pictures)
+
+
 def test_machines_pack_parts_of_a_set(source, packed, tmp_path, capsys):
     output = tmp_path / "out"
     line = ["prepare", "shards", "--input", str(source), "--output", str(output)]
@@ -272,7 +285,13 @@ def test_lists_and_arrays_are_packed_too(tmp_path):
     pack(folder, output)
     files, packs = (data_of(root, MUG, frames=4) for root in (folder, output))
     assert packs.labels == {"001/take0.mp4": 1, "002/take1.mp4": 1, "003/take2.mp4": 1}
-    assert_same(batches(packs), batches(files))
+    expected = batches(files)
+    assert_same(batches(packs), expected)
+    lists = [str(folder / f"{part}_none_neutral.csv") for part in rows]  # not of the shards
+    options = {"frames": 4, "train_list": lists[0], "test_list": lists[1]}
+    assert_same(batches(data_of(output, MUG, **options)), expected)
+    with pytest.raises(DataError, match=r"no data: .*gone.csv does not exist"):
+        data_of(output, MUG, **options | {"test_list": str(folder / "gone.csv")})
 
     folder, output = tmp_path / "bair", tmp_path / "bair_out"
     for number, part in enumerate(("train", "train", "test")):
@@ -326,6 +345,12 @@ def test_shards_that_are_not_whole(copy, packed):
         ("index.json", None, "holds no whole set of shards"),
         ("index.json", "{]", "index.json is no index of chunks"),
         ("index.json", '{"chunks": [{"filename": "../x", "chunk_bytes": 1}]}', "which is no chunk"),
+        (
+            "index.json",
+            '{"chunks": [{"filename": "x", "chunk_bytes": Infinity}]}',
+            "no index of ch",
+        ),
+        ("lmdvid_clips.csv", (",25,", ",1e99999999,"), "'1e99999999' is no frame rate such as"),
         ("lmdvid_clips.csv", "path,size\n", "its columns are others"),
         ("lmdvid_clips.csv", ("train/", "/etc/"), "no clip below the root"),
         ("lmdvid_clips.csv", (",3,chunk", ",2,chunk"), "another version of lmdvid wrote it"),
@@ -356,6 +381,34 @@ def test_without_litdata_the_error_says_what_to_install(source, tmp_path, monkey
         data_of("s3://bucket/vox")
     with pytest.raises(DataError, match="shards are in a folder, or in storage like s3://bucket"):
         data_of("https://bucket/vox")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("gs", "google-cloud-storage"), ("azure", "azure-storage-blob")]
+)
+def test_what_other_storage_needs(scheme, package, monkeypatch):
+    """Its own package; and it is not asked for its first byte, for which it may send all."""
+    from litdata.streaming import downloader
+
+    shards._downloader_of.cache_clear()
+    absent = f"_{'GOOGLE' if scheme == 'gs' else 'AZURE'}_STORAGE_AVAILABLE"
+    monkeypatch.setattr(downloader, absent, False)
+    with pytest.raises(DataError, match=rf"is read by {package}, which is not .*: pip install"):
+        data_of(f"{scheme}://bucket/vox")
+
+    class Other:
+        def download_file(self, url, target):
+            Path(target).write_text(url)
+
+    monkeypatch.setattr(shards, "_downloader", lambda root: Other())
+    with pytest.raises(DataError, match=rf"{scheme}://bucket/vox/index.json is no index"):
+        data_of(f"{scheme}://bucket/vox")
+
+
+@pytest.mark.parametrize("sign", "#?")
+def test_addresses_with_signs_that_end_them(sign):
+    with pytest.raises(DataError, match=rf"cannot fetch s3://bucket/vox\{sign}1/index.json: addr"):
+        data_of(f"s3://bucket/vox{sign}1")
 
 
 def test_a_gpu_gets_the_bytes(source, packed):
