@@ -3,6 +3,7 @@
 python benchmarks
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ def left_out() -> dict[str, str]:
     scripts = {"comparison.py": TRAINING, "generators.py": TRAINING}
     if not torch.cuda.is_available():
         scripts["gpu.py"] = "no NVIDIA GPU"
+    if (os.cpu_count() or 1) < 2 or not hasattr(os, "sched_getaffinity"):
+        scripts["ranks.py"] = "needs two cores, on Linux"
     if find_spec("scipy") is None:
         scripts["frechet.py"] = "no scipy"
     return scripts

@@ -106,7 +106,8 @@ class Animator:
             before the next is taken. None is 8, on a CPU fewer of larger frames, one of 256 px for
             each of its threads: there what stays in the caches is faster.
         compile: Compile the network for full batches, on a CPU; its weights must then stay. That
-            takes a C++ compiler and up to a minute, in the first pass of every mode and magnitude.
+            takes a C++ compiler and about a minute, in the first pass of every mode and magnitude;
+            from the ninth magnitude on torch leaves it.
 
     Attributes:
         taken: Called, where it is given, whenever the network takes frames: a sign of life.

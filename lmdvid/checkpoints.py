@@ -123,6 +123,8 @@ class Trainer(L.Trainer):
                     f"process 0 goes on from {ckpt_path}, which does not exist {where} (process "
                     f"{self.global_rank}): keep checkpoints on a disk that all machines share"
                 )
+        # Lightning tells it only after `setup`, where tasks ask whether a run goes on.
+        self._checkpoint_connector._ckpt_path = ckpt_path
         return super()._run(model, ckpt_path=ckpt_path, weights_only=weights_only)
 
 

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import Any
+from unicodedata import bidirectional, category
 
 from lmdvid.video import IMAGE_SUFFIXES, workers
 
@@ -130,7 +131,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 def _check_output(name: str, place: str) -> None:
     parts = PurePosixPath(name).parts
     beyond = name.startswith("/") or ".." in parts or "\\" in name or ":" in name
-    beyond = beyond or not name.isprintable()
+    beyond = beyond or _plain_text(name) != name
     if beyond or any(part.startswith(".") for part in parts):
         raise JobError(f"{place}: output {name!r} is no plain name below the folder of results")
     if PurePosixPath(name).suffix.lower() not in _SUFFIXES:
@@ -141,7 +142,7 @@ def _check_output(name: str, place: str) -> None:
 
 def _free_name(source: str, driving: str, taken: Mapping[str, Pair]) -> str:
     stem = f"{Path(source).stem}__{Path(driving).stem}".lstrip(".").replace(":", "_")
-    stem = _printable(stem.replace("\\", "_"))
+    stem = _plain_text(stem.replace("\\", "_"))
     name, number = f"{stem}.mp4", 1
     while name in taken:
         number += 1
@@ -220,7 +221,10 @@ def _complete(how: Mapping[str, Any]) -> dict[str, Any]:
     }
     if unknown := how.keys() - known:
         raise JobError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    return known | dict(how) | {"edit": how.get("edit") or None}
+    # A file may say 1 where the command line says 1.0.
+    edit = {int(i): float(delta) for i, delta in (how.get("edit") or {}).items()}
+    magnitude = float(how.get("magnitude", known["magnitude"]))
+    return known | dict(how) | {"edit": edit or None, "magnitude": magnitude}
 
 
 def _animate_all(
@@ -383,9 +387,10 @@ class Ledger:
         return note
 
     def part(self, pair: Pair) -> Path:
-        """Where an output is until it is complete and noted."""
+        """Where an output is until it is complete and noted; of other facts, somewhere else."""
         mark = hashlib.sha256(pair.output.encode()).hexdigest()[:20]
-        return self.folder / _PARTS / f"{mark}{PurePosixPath(pair.output).suffix.lower()}"
+        suffix = PurePosixPath(pair.output).suffix.lower()
+        return self.folder / _PARTS / f"{mark}-{_digest(self._facts(pair))}{suffix}"
 
     def finish(self, pair: Pair) -> dict[str, Any] | None:
         """Give an output its name where a process was killed between its note and that."""
@@ -592,7 +597,8 @@ class _Worker:
         began = time.monotonic()
         target, part = self.folder / pair.output, self.ledger.part(pair)
         try:
-            for leftover in part.parent.glob(f"{part.stem}*"):  # of a process that was killed
+            mark = part.name.partition("-")[0]
+            for leftover in part.parent.glob(f"{mark}*"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             self._check_place(pair, target)
             self.animator.animate_file(pair.source, pair.driving, part, **self.how)
@@ -631,6 +637,17 @@ class _Worker:
 def _printable(text: str) -> str:
     """Without what a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _plain_text(name: str) -> str:
+    """A name without control characters, and without those that turn the direction of text."""
+    return "".join(
+        "_" if category(c) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(c) in _TURNS else c
+        for c in name
+    )
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def _words(error: Exception) -> str:

@@ -365,7 +365,15 @@ def manipulate_file(
     chosen = list(range(manipulator.count)) if directions is None else list(directions)
     manipulator.delta(dict.fromkeys(chosen, 0.0))
     return _write_sweeps(
-        manipulator, picture, output, suffix, chosen, columns or 7, reach, start, progress
+        manipulator,
+        picture,
+        output,
+        suffix,
+        chosen,
+        7 if columns is None else columns,
+        reach,
+        start,
+        progress,
     )
 
 

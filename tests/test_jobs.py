@@ -280,7 +280,8 @@ def test_what_was_killed_between_its_note_and_its_name_is_not_done_twice(place, 
     pairs = [Pair(str(place / "face0.png"), str(place / "clip0.mp4"), "a.mp4")]
     animate_pairs(pairs, place / "network", tmp_path)
     content = (tmp_path / "a.mp4").read_bytes()
-    with closing(jobs.Ledger(tmp_path, "")) as ledger:
+    same = notes(tmp_path)[0]["facts"][0]
+    with closing(jobs.Ledger(tmp_path, same)) as ledger:
         (tmp_path / "a.mp4").rename(ledger.part(pairs[0]))
     made = animate_pairs(pairs, place / "network", tmp_path)
     assert (made.done, made.kept) == ([], ["a.mp4"])
@@ -351,7 +352,7 @@ def test_names_that_meet_are_numbered(tmp_path):
     assert [pair.output for pair in pairs] == ["a__b.mp4", "a__b_2.mp4", "a__b_3.mp4"]
     assert pairs[1].source == str(tmp_path / "y/a.png")
     pairs = read_pairs(write_pairs(tmp_path / "p.csv", ("\x1b[2Ja.png", "b.mp4")))
-    assert pairs[0].output == "?[2Ja__b.mp4"
+    assert pairs[0].output == "_[2Ja__b.mp4"
 
 
 @pytest.mark.parametrize(
@@ -393,3 +394,17 @@ def test_command_lines_that_make_no_sense(tmp_path, monkeypatch, capsys, line, m
         code = stop.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_names_of_many_tongues_are_plain_and_turned_text_is_not():
+    for name in ("10.00\u202fPM.mp4", "\u0645\u06cc\u200c\u062e.mp4", "\u3000全角.mp4"):
+        jobs._check_output(name, "row 1")
+    for name in ("a\nb.mp4", "a\u202eb.mp4", "a\u2028b.mp4", "a\x1bb.mp4"):
+        with pytest.raises(JobError, match="no plain name"):
+            jobs._check_output(name, "row 1")
+    assert jobs._plain_text("a\nb") == "a_b"
+
+
+def test_whole_numbers_and_decimals_are_the_same_option():
+    one = jobs._complete({"magnitude": 1, "edit": {"3": 2}})
+    assert jobs._digest(one) == jobs._digest(jobs._complete({"magnitude": 1.0, "edit": {3: 2.0}}))

@@ -140,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action="store_true",
-        help="compile the network first, on a CPU: up to a minute for steady work that is faster, "
+        help="compile the network first, on a CPU: about a minute for steady work that is faster, "
         "most for small networks; needs g++",
     )
     add("--no-audio", action="store_true", help="leave the driver's sound out")

@@ -1,7 +1,10 @@
 """What every task shares that moves pictures with clips: its perceptual loss and its scores."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,15 +154,16 @@ class AnimationTask(AdversarialTask):
         checkpoint = self.trainer.ckpt_path
         if not checkpoint:
             raise PredictionError("which network animates the pairs? Give --ckpt_path")
-        summary = animate_pairs(
-            read_pairs(pairs),
-            checkpoint,
-            output,
-            device=str(self.device),
-            # Two bars would draw over each other, and the trainer's counts one batch.
-            progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is None,
-            **options,
-        )
+        with _ended_by_sigterm():
+            summary = animate_pairs(
+                read_pairs(pairs),
+                checkpoint,
+                output,
+                device=str(self.device),
+                # Two bars would draw over each other, and the trainer's counts one batch.
+                progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is None,
+                **options,
+            )
         if self.trainer.is_global_zero:
             print(summary)
         if summary.failed:
@@ -234,3 +238,20 @@ def reconstruction_scores(result: Tensor, truth: Tensor, source: Tensor) -> dict
         "ssim": ssim,
         "copy_psnr": psnr(source[:, None].expand_as(truth)),
     }
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lightning only notes the signal and waits for the end of the batch, here of a whole table."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -122,12 +122,17 @@ class MRAA(KeypointTask):
         self.stage = stage
         self.stretch = stretch
         self.mode = "avd" if stage == "avd" else "absolute"
+        if stage == "avd":  # the rest stays as it is, and no process sends gradients of it
+            network = cast(Generator, self.generator)
+            network.requires_grad_(False)
+            if network.avd is not None:
+                network.avd.requires_grad_(True)
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         """Refuse a second stage without a first one."""
-        super().setup(stage)
+        super().on_fit_start()
         untrained = self.start_from is None and not self.trainer.ckpt_path
-        if stage == "fit" and self.stage == "avd" and untrained:
+        if self.stage == "avd" and untrained:
             raise WeightsError(
                 "the stage avd begins with the network of the stage reconstruction: give its "
                 "checkpoint as model.init_args.start_from"
