@@ -124,7 +124,7 @@ class VideoDataModule(LightningDataModule):
         max_unreadable: share of clips that may be unreadable, in training and in evaluation each;
             above it the run stops.
         read_timeout: seconds after which a worker that reads one file is ended, and the run stops
-            with the file's name.
+            with the file's name; of shards in object storage, seconds in which nothing comes.
         backend: decoder; `auto` takes the fastest one that reads a file exactly.
         device: where frames are decoded. With `cuda` the workers read files, and each training
             process decodes on its own GPU, by the first that works there of decord, torchcodec and

@@ -144,7 +144,8 @@ class Chunks:
         if chunk in self.kept:
             with suppress(FileNotFoundError):  # somebody has deleted it since
                 return _bytes(self._copy(chunk), offset, size)
-        with TemporaryDirectory() as folder:  # for those of litdata that fetch whole files
+        # The folder is for those of litdata that fetch whole files.
+        with TemporaryDirectory() as folder, _alive_while_growing(Path(folder)):
             aside = os.path.join(folder, chunk)
             url = f"{self.root}/{chunk}"
 
@@ -347,9 +348,10 @@ def _alive_while_growing(folder: Path) -> Iterator[None]:
     def watch() -> None:
         seen = 0
         while not ended.wait(_LOOK):
-            if (size := sum(_size(path) or 0 for path in folder.iterdir())) != seen:
-                watchdog.restart()
-            seen = size
+            with suppress(OSError):  # somebody deletes the folder
+                if (size := sum(_size(path) or 0 for path in folder.iterdir())) != seen:
+                    watchdog.restart()
+                    seen = size
 
     thread = Thread(target=watch, daemon=True)
     thread.start()

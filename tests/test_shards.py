@@ -1,6 +1,7 @@
 """Clips packed into shards: the same batches as from files, here and in object storage."""
 
 import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -519,10 +520,10 @@ def test_a_place_for_copies_that_is_none(remote, source, tmp_path, monkeypatch, 
     reason = {"a file": "file exists", "a file above": "not a directory"}.get(obstacle, "no locks")
     if obstacle == "no locks":
 
-        def acquire(*_, **__):
+        def flock(*_):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+        monkeypatch.setattr(fcntl, "flock", flock)
     else:
         place = folder if obstacle == "a file" else folder.parent
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -579,6 +580,26 @@ def test_a_slow_network_is_no_stuck_worker(packed, tmp_path, monkeypatch):
         codes.append(worker.exitcode)
     assert codes == [0, -signal.SIGALRM]
     assert watcher.stuck() == ["s3://bucket/vox/a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("s3://bucket/vox/a.mp4", "look after the network and"),
+        ("/vox/a.mp4", "remove the file, or"),
+    ],
+)
+def test_who_is_stuck_is_told_what_to_do(packed, monkeypatch, path, remedy):
+    loader = data_of(packed).train_dataloader()
+    loader.watchdog = Watchdog(1, 1)
+    monkeypatch.setattr(Watchdog, "stuck", lambda self: [path])
+
+    def killed(self):
+        raise RuntimeError("DataLoader worker is killed by signal: Alarm clock")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", killed)
+    with pytest.raises(DataError, match=rf"reading {path} did not end within 1 s: {remedy}"):
+        list(loader)
 
 
 def test_what_storage_refuses(remote, storage, monkeypatch):
