@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_tasks import Squares, trainer
 from torch.utils.data import DataLoader, Dataset
 
-from lmdvid import cli
+from lmdvid import checkpoints, cli
 from lmdvid.animate import AnimationError, Animator
 from lmdvid.networks import WeightsError, fomm, lia, mraa
 from lmdvid.networks.keypoints import (
@@ -427,6 +427,7 @@ def test_learning_rates_fall_with_epochs(tmp_path):
     assert seen == [pytest.approx([2e-4 * factor, 1e-3 * factor]) for factor in (1, 0.1, 0.01)]
 
 
+@pytest.mark.filterwarnings("ignore:.*not resumable.*")
 def test_the_second_stage_begins_with_the_first_ones_network(tmp_path):
     first = fit(TASKS["mraa"](), Data(), tmp_path / "first", 1)
     start = str(tmp_path / "first/kept/step=1.ckpt")
@@ -437,6 +438,16 @@ def test_the_second_stage_begins_with_the_first_ones_network(tmp_path):
     assert load_network(tmp_path / "second/kept/step=1.ckpt").modes[-1] == "avd"
     with pytest.raises(WeightsError, match=r"checkpoint as model\.init_args\.start_from"):
         fit(MRAA(regions=3, stage="avd", **SMALL), Data(), tmp_path / "none", 1)
+    # What goes on needs no first stage any more.
+    last = tmp_path / "second/kept/step=1.ckpt"
+    fit(MRAA(regions=3, stage="avd", **SMALL), Data(), tmp_path / "more", 2, last)
+    task = MRAA(regions=3, stage="avd", start_from=str(tmp_path / "gone.ckpt"), **SMALL)
+    run = checkpoints.Trainer(
+        default_root_dir=tmp_path, max_steps=2, accelerator="cpu", logger=False,
+        limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    run.fit(task, Data(), ckpt_path=last, weights_only=True)
+    assert run.global_step == 2
     other = FOMM(keypoints=3, start_from=start, **SMALL)
     with pytest.raises(WeightsError, match="another network"):
         fit(other, Data(), tmp_path / "other", 1)
