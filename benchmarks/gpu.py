@@ -507,7 +507,7 @@ def counted_waits() -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "called a synchronizing" in str(w.message)]
-    places += [f"{w.filename}:{w.lineno}" for w in waits]
+    places += [f"{'/'.join(Path(w.filename).parts[-3:])}:{w.lineno}" for w in waits]
 
 
 def networks() -> tuple[Generator, ImageDiscriminator]:
