@@ -134,8 +134,10 @@ class AdversarialTask(L.LightningModule):
             module: One that does the same operations at every step.
             given: Tensors and other values.
         """
+        if not self._waits_for_nothing:  # only GPUs record
+            return module(*given)
         if self.trainer.world_size > 1 and records() != "all":
-            if use not in self._launched and self._waits_for_nothing:
+            if use not in self._launched:
                 self._launched.add(use)
                 rank_zero_info(
                     f"{use}: launched operation by operation, since recording was never tried with "
