@@ -46,7 +46,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmdvid.ops.convolution import obstacle
+from lmdvid.ops.onednn import obstacle
 from lmdvid.tasks.lia import LIA
 
 RESULT = Path(__file__).resolve().parent / "results" / "train.json"

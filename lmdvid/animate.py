@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmdvid.framing import Crop, Fit, Framing, PasteBack
 from lmdvid.networks import Mode
-from lmdvid.ops.convolution import inference_dtype
+from lmdvid.ops.onednn import inference_dtype
 from lmdvid.ops.parallel import at_once, in_order
 from lmdvid.ops.recording import Recorded
 from lmdvid.pretrained import choose_device, load_network
@@ -140,7 +140,8 @@ class Animator:
                 raise AnimationError(
                     f"compile is for CPUs, and the network is on {self.device}: leave it out"
                 )
-            self.network = _Compiled(self.network, self._frames_of_a_part())
+            threads = self._parts() // min(self._parts(), self.batch_size)
+            self.network = _Compiled(self.network, self._frames_of_a_part(), threads)
 
     @classmethod
     def from_pretrained(
@@ -613,25 +614,28 @@ def animate_file(
 
 
 class _Compiled:
-    """A network that compiles its passes over so many frames; all others run as they are."""
+    """A network that compiles its passes over so many frames; all others run as they are.
 
-    def __init__(self, network: Any, frames: int) -> None:
+    torch compiles for a number of threads, so that a pass by another number runs as it is, too.
+    """
+
+    def __init__(self, network: Any, frames: int, threads: int) -> None:
         self.size, self.modes, self.directions = network.size, network.modes, network.directions
         self.encode_source, self.pose_distance = network.encode_source, network.pose_distance
         self.edit_source = getattr(network, "edit_source", None)  # of networks with directions
-        self._network, self._frames = network, frames
+        self._network, self._full = network, (frames, threads)
         self._encode = torch.compile(network.encode_motion, dynamic=False)
         self._render = torch.compile(network.render, dynamic=False)
 
     def encode_motion(self, frames: Tensor) -> Tensor:
-        if len(frames) != self._frames:
+        if (len(frames), torch.get_num_threads()) != self._full:
             return self._network.encode_motion(frames)
         return self._run(self._encode, frames)
 
     def render(
         self, source, codes: Tensor, reference: Tensor | None, mode: Mode, magnitude: float = 1.0
     ) -> Tensor:
-        if len(codes) != self._frames:
+        if (len(codes), torch.get_num_threads()) != self._full:
             return self._network.render(source, codes, reference, mode, magnitude)
         return self._run(self._render, source, codes, reference, mode, magnitude)
 

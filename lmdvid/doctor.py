@@ -195,12 +195,12 @@ def _recording(device: Any) -> Finding:
 def _animation(torch: Any) -> Iterator[Finding]:
     """What animation on the CPU computes in, and whether it prepares its weights."""
     try:
-        convolution = import_module("lmdvid.ops.convolution")
+        onednn = import_module("lmdvid.ops.onednn")
     except Exception as error:  # as above
         yield Finding("lmdvid.ops", f"cannot be imported: {_first_line(error)}", False, _TORCH)
         return
-    dtype = convolution.inference_dtype(torch.device("cpu"))
-    obstacle = convolution.obstacle(dtype)
+    dtype = onednn.inference_dtype(torch.device("cpu"))
+    obstacle = onednn.obstacle(dtype)
     weights = "prepared once" if obstacle is None else f"prepared at every frame: {obstacle}"
     text = f"computes in {str(dtype).removeprefix('torch.')}, weights {weights}"
     yield Finding("animation on the cpu", text)

@@ -8,7 +8,7 @@ import torch
 
 from lmdvid import doctor
 from lmdvid.doctor import Finding
-from lmdvid.ops import convolution, dispatch
+from lmdvid.ops import dispatch, onednn
 
 
 class Package:
@@ -180,12 +180,12 @@ def test_how_the_cpu_animates_is_told(monkeypatch):
         findings = {finding.subject: finding for finding in doctor.accelerators()}
         return findings["animation on the cpu"].text
 
-    monkeypatch.setattr(convolution, "obstacle", lambda dtype: None)
+    monkeypatch.setattr(onednn, "obstacle", lambda dtype: None)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert told() == "computes in bfloat16, weights prepared once"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert told() == "computes in float32, weights prepared once"
-    monkeypatch.setattr(convolution, "obstacle", lambda dtype: "there is none")
+    monkeypatch.setattr(onednn, "obstacle", lambda dtype: "there is none")
     assert told() == "computes in float32, weights prepared at every frame: there is none"
 
 

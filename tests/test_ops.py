@@ -14,13 +14,15 @@ from torch import nn
 
 from lmdvid.networks.layers import EqualConv2d
 from lmdvid.networks.lia import Generator
-from lmdvid.ops import convolution
+from lmdvid.ops import convolution, onednn, reference, use, winograd
 from lmdvid.ops.convolution import Convolution, kept
+from lmdvid.ops.modulation import activate
 from lmdvid.ops.parallel import at_once, in_order
+from lmdvid.ops.resample import resample
 from lmdvid.ops.warp import masked_warp
 
 PREPARED = pytest.mark.skipif(
-    convolution.obstacle(torch.float32) is not None, reason="no oneDNN in this build of torch"
+    onednn.obstacle(torch.float32) is not None, reason="no oneDNN in this build of torch"
 )
 
 
@@ -67,8 +69,8 @@ FORMS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_prepared_weights_change_no_value(form, dtype):
-    if convolution.obstacle(dtype) is not None:
-        pytest.skip(convolution.obstacle(dtype))
+    if onednn.obstacle(dtype) is not None:
+        pytest.skip(onednn.obstacle(dtype))
     layer = Layer(form).eval()
     for batch, layout in [(1, torch.contiguous_format), (3, torch.channels_last)]:
         x = torch.randn(batch, 8, 7, 9).to(memory_format=layout)
@@ -84,6 +86,77 @@ def test_prepared_weights_change_no_value(form, dtype):
     assert layer.made == 1
 
 
+def error_of(made, exact):
+    """Root of the mean square, as a share of that of the values."""
+    return ((made - exact).square().mean() / exact.square().mean()).sqrt()
+
+
+@PREPARED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 128, 16, 5), (2, 130, 20, 1), (3, 3, 4, 9)])
+@torch.no_grad()
+def test_half_the_multiplications_give_the_same_convolution(shape, dtype):
+    if onednn.obstacle(dtype) is not None:
+        pytest.skip(onednn.obstacle(dtype))
+    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(7, shape[1], 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    made = winograd.Convolution(weight, dtype, x.shape)(x)
+    assert made.dtype == dtype
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    # Of which 2e-3 is what rounding the result alone costs in bfloat16.
+    assert error_of(made, exact) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@PREPARED
+@torch.no_grad()
+def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_time():
+    layer = Layer(Convolution(padding=1, slope=0.2), 128, 128).eval()
+    for height, saved in [(16, True), (17, False), (20, True), (12, False)]:
+        x = torch.randn(1, 128, height, 8)
+        assert layer.form.saves(x, layer.weight) == saved
+        expected = layer.form(x.double(), 2 * layer.weight.double(), layer.bias.double())
+        assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert layer.made == 2
+    for other in (Convolution(), Convolution(stride=2, padding=1), Convolution(padding=1, groups=2)):
+        assert not other.saves(torch.randn(1, 128, 16, 8), layer.weight)
+    with use("reference"):
+        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer.weight)
+    with torch.enable_grad():
+        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer.weight)
+
+
+@PREPARED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("parts", ["scale", "bias", "both"])
+@torch.no_grad()
+def test_what_surrounds_a_convolution_is_one_pass_outside_training(parts, dtype, monkeypatch):
+    if onednn.obstacle(dtype) is not None:
+        pytest.skip(onednn.obstacle(dtype))
+    x = torch.randn(1, 16, 9, 7).to(dtype, memory_format=torch.channels_last)
+    scale = None if parts == "bias" else torch.rand(1, 16)
+    bias = None if parts == "scale" else torch.randn(16)
+    exact = [None if t is None else t.double() for t in (scale, bias)]
+    expected = [reference.activate(x.double(), *exact, 0.2)]
+    expected += [reference.resample(x.double(), 1, d, 1, 4.0, *exact, 0.2) for d in (1, 2)]
+
+    def never(*given):
+        raise AssertionError("the plain form ran")
+
+    monkeypatch.setattr(reference, "activate", never)
+    monkeypatch.setattr(reference, "resample", never)
+    made = [activate(x, scale, bias, 0.2)]
+    arguments = {"gain": 4.0, "scale": scale, "bias": bias, "slope": 0.2}
+    made += [resample(x, down=d, **arguments) for d in (1, 2)]
+    for result, wanted in zip(made, expected, strict=True):
+        assert result.dtype == dtype
+        assert error_of(result, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
+    with pytest.raises(AssertionError, match="plain form"), use("reference"):
+        activate(x, scale, bias, 0.2)
+    with pytest.raises(AssertionError, match="plain form"):
+        resample(x, **arguments, impl="reference")
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_groups_of_channels_are_convolutions_of_their_own(transposed):
     form = Convolution(stride=2, padding=1, groups=2, transposed=transposed)
@@ -93,7 +166,7 @@ def test_groups_of_channels_are_convolutions_of_their_own(transposed):
     torch.testing.assert_close(form(x, weight, bias), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.skipif(convolution.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
+@pytest.mark.skipif(onednn.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
 def test_training_in_half_precision_takes_the_same_ways_down():
     layer = EqualConv2d(8, 6, 1, down=True, activated=False)
     x = torch.randn(2, 8, 16, 16, requires_grad=True)

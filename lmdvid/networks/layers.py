@@ -41,14 +41,9 @@ def check_size(size: int) -> None:
 GAIN = math.sqrt(2)  # of the activation
 
 
-def blur(
-    x: Tensor, padding: int, stride: int = 1, gain: float = 1.0, bias: Tensor | None = None
-) -> Tensor:
-    """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...).
-
-    A bias (C,) is added.
-    """
-    return resample(x, down=stride, padding=padding, gain=gain, bias=bias)
+def blur(x: Tensor, padding: int, stride: int = 1) -> Tensor:
+    """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...)."""
+    return resample(x, down=stride, padding=padding)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -257,7 +252,8 @@ class ModulatedConv2d(nn.Module):
                 norm = gain * torch.rsqrt(scale.to(power.dtype).square() @ power.T + 1e-8)
         else:
             norm = scale.new_full((len(x), len(self.weight)), gain)
-        if len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel():
+        saved = self.convolution.saves(x, self.weight)  # by a weight that stays
+        if len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel() and not saved:
             weight = self._scaled()[0] * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
             return self._convolve_one(x, weight, None if bias is None else gain * bias)
         x = activate(x, scale)
@@ -271,8 +267,8 @@ class ModulatedConv2d(nn.Module):
         if not self.up:
             convolution = self.convolution if bias is None else self.activated
             return convolution.once(x, self, weight, bias)
-        x = blur(self.convolution.once(x, self, weight, None), padding=1, gain=4.0, bias=bias)
-        return x if bias is None else F.leaky_relu_(x, 0.2)
+        x = self.convolution.once(x, self, weight, None)
+        return resample(x, padding=1, gain=4.0, bias=bias, slope=None if bias is None else 0.2)
 
     def _scaled(self) -> tuple[Tensor, None]:
         return self.weight * self.scale, None

@@ -6,10 +6,8 @@ and activation are done while the result is still in the cache. Values are those
 which runs everywhere else.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,18 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmdvid.ops import onednn, winograd
 from lmdvid.ops.dispatch import runs_triton
 from lmdvid.ops.modulation import activate
 
 T = TypeVar("T")
-_OPERATORS = (
-    "_convolution_pointwise",
-    "_convolution_transpose_pointwise",
-    "_reorder_convolution_weight",
-    "_reorder_convolution_transpose_weight",
-)
 # By module, and not in it: what is kept is neither copied, saved nor moved with it.
-_KEPT: "WeakKeyDictionary[nn.Module, dict[str, tuple[object, object, Any]]]" = WeakKeyDictionary()
+_Key = tuple[str, torch.dtype | None]
+_KEPT: "WeakKeyDictionary[nn.Module, dict[_Key, tuple[object, object, Any]]]" = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,31 @@ class Convolution:
             (B, O, ...); where the weight was prepared, laid out channels last.
         """
         dtype = _lasting(x, owner, *made_of)
-        if dtype is None or obstacle(dtype) is not None:
+        if dtype is None or onednn.obstacle(dtype) is not None:
             return self(x, *parameters())
+        name += " by rows" * self._by_rows(x.shape)
         run = _keep(
             owner, name, dtype, made_of, lambda: self._onednn(x.shape, dtype, *parameters())
         )
         return run(x.to(dtype, memory_format=torch.channels_last))
 
+    def saves(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether `prepared` takes (B, C, H, W) with half the multiplications."""
+        return (
+            onednn.outside_training(x)
+            and self._by_rows(x.shape)
+            and winograd.saves(weight.shape)
+            and onednn.obstacle(x.dtype) is None
+        )
+
+    def _by_rows(self, shape: torch.Size) -> bool:
+        plain = self.stride == self.padding == self.groups == 1 and not self.transposed
+        return plain and winograd.takes(shape)
+
     def once(self, x: Tensor, owner: nn.Module, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same with parameters that are made for this call: only what follows is fused."""
         dtype = _lasting(x, owner)
-        if dtype is None or obstacle(dtype) is not None:
+        if dtype is None or onednn.obstacle(dtype) is not None:
             return self(x, weight, bias)
         run = self._onednn(None, dtype, weight, bias)
         return run(x.to(dtype, memory_format=torch.channels_last))
@@ -107,27 +117,18 @@ class Convolution:
         self, shape: torch.Size | None, dtype: torch.dtype, weight: Tensor, bias: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
         """By oneDNN; the weight is laid out ahead where the shape of the inputs is given."""
-        operators = torch.ops.mkldnn
-        weight = weight.to(dtype, memory_format=torch.channels_last)
         bias = None if bias is None else bias.to(dtype)
-        pad, stride, one = [self.padding] * 2, [self.stride] * 2, [1, 1]
-        after = ("none", [], "") if self.slope is None else ("leaky_relu", [self.slope], "")
+        if shape is not None and self._by_rows(shape) and winograd.saves(weight.shape):
+            linear = winograd.Convolution(weight, dtype, shape)
+            return lambda x: activate(linear(x), bias=bias, slope=self.slope)
+        stride, padding = (self.stride, self.stride), (self.padding, self.padding)
+        geometry = (stride, padding, self.groups, self.transposed)
+        weight = weight.to(dtype, memory_format=torch.channels_last)
         if self.transposed:
             weight = self._inputs_first(weight)
-            if shape is not None:
-                weight = operators._reorder_convolution_transpose_weight(
-                    weight, pad, [0, 0], stride, one, self.groups, list(shape)
-                )
-            return lambda x: operators._convolution_transpose_pointwise(
-                x, weight, bias, pad, [0, 0], stride, one, self.groups, *after
-            )
         if shape is not None:
-            weight = operators._reorder_convolution_weight(
-                weight, pad, stride, one, self.groups, list(shape)
-            )
-        return lambda x: operators._convolution_pointwise(
-            x, weight, bias, pad, stride, one, self.groups, *after
-        )
+            weight = onednn.laid_out(weight, shape, *geometry)
+        return lambda x: onednn.convolve(x, weight, bias, *geometry, slope=self.slope)
 
 
 def kept(
@@ -147,53 +148,14 @@ def kept(
     return _keep(owner, name, None, made_of, make)
 
 
-def obstacle(dtype: torch.dtype) -> str | None:
-    """Why convolutions of a dtype cannot be prepared on this machine; None where they can."""
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"{dtype} is neither float32 nor bfloat16"
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"it was never measured on {platform.machine()}"
-    if not torch.backends.mkldnn.is_available():
-        return "this build of torch has no oneDNN"
-    if not torch.backends.mkldnn.enabled:
-        return "torch.backends.mkldnn.enabled is False"
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "the processor has no AVX-512 for bfloat16"
-    if missing := _missing():
-        return f"torch {torch.__version__} has no mkldnn::{missing}"
-    return None
-
-
-def inference_dtype(device: torch.device) -> torch.dtype:
-    """What networks compute in outside training unless asked otherwise.
-
-    bfloat16 on a CPU with instructions for it, where convolutions take half the time (measured by
-    `benchmarks/animate.py`); float32 everywhere else.
-    """
-    instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    if device.type == "cpu" and obstacle(torch.bfloat16) is None and instructions():
-        return torch.bfloat16
-    return torch.float32
-
-
-@cache
-def _missing() -> str | None:
-    return next((name for name in _OPERATORS if not hasattr(torch.ops.mkldnn, name)), None)
-
-
 def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtype | None:
     """The dtype to compute in, where the owner's parameters can be expected to stay."""
     if owner.training or torch.is_grad_enabled():
         # Training may change them without a word: fused optimisers count no versions.
         _KEPT.pop(owner, None)
         return None
-    if (
-        x.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or type(x) is not Tensor  # such as those without values that are traced with
-        or any(t is not None and t.is_inference() for t in made_of)  # do not tell of changes
-    ):
+    # Inference tensors do not tell of changes.
+    if not onednn.outside_training(x) or any(t is not None and t.is_inference() for t in made_of):
         return None
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
@@ -206,11 +168,11 @@ def _keep(
     make: Callable[[], T],
 ) -> T:
     tensors = [t.detach() for t in made_of if t is not None]
-    stamp = (dtype, [(t.data_ptr(), t.dtype, t._version) for t in tensors])
+    stamp = [(t.data_ptr(), t.dtype, t._version) for t in tensors]
     things = _KEPT.setdefault(owner, {})
-    known = things.get(name)
+    known = things.get((name, dtype))
     if known is None or known[0] != stamp:
         with torch.autocast("cpu", enabled=False):
             # The tensors are held, so that no others can come to lie in their place.
-            known = things[name] = (stamp, tensors, make())
+            known = things[name, dtype] = (stamp, tensors, make())
     return known[2]

@@ -4,9 +4,10 @@ The convolution itself is the library's. Before it every channel of every sample
 style; after it by the demodulation, which is where bias and activation follow in the same step.
 """
 
+import torch
 from torch import Tensor
 
-from lmdvid.ops import reference
+from lmdvid.ops import onednn, reference
 from lmdvid.ops.dispatch import Impl, runs_triton
 from lmdvid.ops.resample import check, pointwise
 
@@ -37,7 +38,22 @@ def activate(
     """
     check(x, scale, bias, slope)
     if not runs_triton(impl, x, scale, bias):
+        if impl == "auto" and onednn.takes(x, scale) and not (scale is None and bias is None):
+            return _depthwise(x, scale, bias, slope)
         return reference.activate(x, scale, bias, slope)
     flat = x if x.ndim == 4 else x.flatten(2, -2)
     number = 1.0 if slope is None else slope
     return pointwise(flat, None, scale, bias, number, slope is not None).view(x.shape)
+
+
+def _depthwise(
+    x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None
+) -> Tensor:
+    factors = torch.ones(x.shape[1]) if scale is None else scale
+    return onednn.convolve(
+        x,
+        factors.to(x.dtype).view(-1, 1, 1, 1),
+        None if bias is None else bias.to(x.dtype),
+        groups=x.shape[1],
+        slope=slope,
+    )

@@ -6,7 +6,7 @@ Convention: zeros outside; a pixel that is doubled covers two, neither of which 
 import torch
 from torch import Tensor
 
-from lmdvid.ops import reference
+from lmdvid.ops import onednn, reference
 from lmdvid.ops.dispatch import Impl, runs_triton
 from lmdvid.ops.layout import check_addressable, dense, empty
 
@@ -57,6 +57,13 @@ def resample(
     if height < 1 or width < 1:
         raise ValueError(f"{tuple(x.shape)} with padding={padding} is smaller than the filter")
     if not runs_triton(impl, x, scale, bias):
+        if impl == "auto" and up == 1 and onednn.takes(x, scale):
+            kernel = reference.fir_kernel(x, gain)
+            if scale is not None:
+                kernel = kernel * scale.to(x.dtype).view(-1, 1, 1, 1)
+            inside = None if bias is None else bias.to(x.dtype)
+            sides = (down, down), (padding, padding)
+            return onednn.convolve(x, kernel, inside, *sides, x.shape[1], slope=slope)
         return reference.resample(x, up, down, padding, gain, scale, bias, slope)
     before = 2 if up == 2 else padding
     return operator(
