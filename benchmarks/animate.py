@@ -15,10 +15,11 @@ convolution (3x3, 128 channels, 128 px, channels last), measured in the same pro
 The first frame is timed from the start of `lmdvid animate` to its end, for one driving picture and
 a small network. On trained weights, those of `puppets` in the box at 128 px, bfloat16 is judged:
 16 held-out puppets each in the motion of another, 256 frames, beside float32 and beside what was
-drawn. The same network and that of 256 px are also timed compiled, by turns with themselves as they
-are; their compilation is not in it. The memory is what a process grows by, from the loaded network
-to its peak, while a 64 px network animates a clip of 3,000 frames from file to file. Writes
-benchmarks/results/animate.json.
+drawn; as it is, and with all its 3x3 convolutions in rows (lmdvid/ops/winograd.py), for which this
+network has too few channels. The same network and that of 256 px are also timed compiled, by turns
+with themselves as they are; their compilation is not in it. The memory is what a process grows by,
+from the loaded network to its peak, while a 64 px network animates a clip of 3,000 frames from file
+to file. Writes benchmarks/results/animate.json.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmdvid.animate import Animator
 from lmdvid.networks.lia import Generator
+from lmdvid.ops import winograd
 from lmdvid.pretrained import load_network, save_network
 from lmdvid.video import VideoWriter, write_image
 
@@ -213,6 +216,17 @@ def trained() -> dict[str, object]:
     }
 
 
+@contextmanager
+def in_rows() -> Iterator[None]:
+    """All 3x3 convolutions of as many rows as are computed together, however few channels."""
+    before = winograd.least_height, winograd.least_channels
+    winograd.least_height, winograd.least_channels = winograd.ROWS, 1
+    try:
+        yield
+    finally:
+        winograd.least_height, winograd.least_channels = before
+
+
 def compiled(network: nn.Module, dtype: torch.dtype, rounds: int) -> dict[str, object]:
     """Milliseconds per frame as it is and compiled, by turns; seconds that compiling takes."""
     animators = [Animator(network, dtype, compile=compile) for compile in (False, True)]
@@ -313,6 +327,8 @@ def main() -> None:
     starts = [first_frame() for _ in range(3)]
     grown = memory(options.clip)
     judged = trained()
+    with in_rows():
+        judged["in_rows"] = trained()
 
     torch.manual_seed(0)
     network = Generator(SIZE, align_corners=False).eval()

@@ -118,7 +118,11 @@ def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_
         expected = layer.form(x.double(), 2 * layer.weight.double(), layer.bias.double())
         assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert layer.made == 2
-    for other in (Convolution(), Convolution(stride=2, padding=1), Convolution(padding=1, groups=2)):
+    for other in (
+        Convolution(),
+        Convolution(stride=2, padding=1),
+        Convolution(padding=1, groups=2),
+    ):
         assert not other.saves(torch.randn(1, 128, 16, 8), layer.weight)
     with use("reference"):
         assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer.weight)

@@ -42,7 +42,7 @@ GAIN = math.sqrt(2)  # of the activation
 
 
 def blur(x: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """Low-pass filter each channel: (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...)."""
+    """Low-pass filter, (B, C, H, W) to (B, C, (H + 2 padding - 4) / stride + 1, ...)."""
     return resample(x, down=stride, padding=padding)
 
 
@@ -203,7 +203,8 @@ class ModulatedConv2d(nn.Module):
 
     Scaling the weight per sample equals scaling the input before, and the output after, one
     convolution with shared weights; that form is several times faster than a grouped convolution
-    on a CPU. For one sample alone the smaller of weight and feature map is scaled.
+    on a CPU. For one sample alone the smaller of weight and feature map is scaled, unless a weight
+    that stays the same saves more.
 
     Args:
         inputs: C.
@@ -252,8 +253,8 @@ class ModulatedConv2d(nn.Module):
                 norm = gain * torch.rsqrt(scale.to(power.dtype).square() @ power.T + 1e-8)
         else:
             norm = scale.new_full((len(x), len(self.weight)), gain)
-        saved = self.convolution.saves(x, self.weight)  # by a weight that stays
-        if len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel() and not saved:
+        smaller = len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel()
+        if smaller and not self.convolution.saves(x, self.weight):
             weight = self._scaled()[0] * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
             return self._convolve_one(x, weight, None if bias is None else gain * bias)
         x = activate(x, scale)

@@ -40,11 +40,13 @@ class Source:
         appearance: (B, D) code w_0 of the picture on the way to the implicit reference, z_{s->r}.
         codes: (B, N) magnitudes of the picture's own pose, a(x_s).
         features: Feature maps (B, C, r, r) for r = 8, 16, ..., size.
+        colours: (B, 3, size, size) what the last scale warps, which is read off the last features.
     """
 
     appearance: Tensor
     codes: Tensor
     features: tuple[Tensor, ...]
+    colours: Tensor
 
 
 class Encoder(nn.Module):
@@ -184,13 +186,13 @@ class Scale(nn.Module):
     def forward(
         self, h: Tensor, w: Tensor, features: Tensor, logits: Tensor | None, rgb: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, flow logits and picture of the scale below to those of this one."""
+        """Features, flow logits and picture of the scale below to those of this one.
+
+        Of the source come its features, or for the `last` scale its colours.
+        """
         h = self.conv(self.up(h, w), w)
         if self.last:
-            colours = self.rgb.colours(features)
-            # The last colours are the picture's own, so they keep float32.
-            colours = colours.to(torch.promote_types(colours.dtype, torch.float32))
-            colours, _, flow = self.flow(h, w, colours, logits, paint=False)
+            colours, _, flow = self.flow(h, w, features, logits, paint=False)
             return h, flow, self.rgb(colours, rgb)
         warped, painted, flow = self.flow(h, w, features, logits)
         return painted, flow, self.rgb(self.rgb.colours(warped), rgb)  # pyright: ignore[reportReturnType]
@@ -225,12 +227,22 @@ class Synthesis(nn.Module):
             for r in (2**i for i in range(3, int(math.log2(size)) + 1))
         )
 
-    def forward(self, w: Tensor, features: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    def colours(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What the last scale warps of the source's features: (B, 3, size, size)."""
+        last: Scale = self.scales[-1]  # pyright: ignore[reportAssignmentType]
+        colours = last.rgb.colours(features[-1])
+        # They are the picture's own, so they keep float32.
+        return colours.to(torch.promote_types(colours.dtype, torch.float32))
+
+    def forward(
+        self, w: Tensor, features: tuple[Tensor, ...], colours: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Render.
 
         Args:
             w: (B, D) latent codes.
             features: Source features (B, C, r, r) for r = 8, 16, ..., size.
+            colours: Of `colours`, where they are known.
 
         Returns:
             The picture (B, 3, size, size), unbounded, and the flow logits (B, 3, r, r) per scale.
@@ -238,7 +250,8 @@ class Synthesis(nn.Module):
         h = self.conv(self.constant.expand(len(w), -1, -1, -1), w)
         logits = rgb = None
         flows = []
-        for scale, feature in zip(self.scales, features, strict=True):
+        warped = (*features[:-1], self.colours(features) if colours is None else colours)
+        for scale, feature in zip(self.scales, warped, strict=True):
             h, logits, rgb = scale(h, w, feature, logits, rgb)
             flows.append(logits)
         return rgb, flows  # pyright: ignore[reportReturnType]  # there is at least one scale
@@ -327,7 +340,7 @@ class Generator(nn.Module):
         """Compute once what every frame needs of the picture (B, 3, size, size) in [-1, 1]."""
         check_images(image, self.size)
         code, alpha, features = self.encoder(image)
-        return Source(code, alpha, features)
+        return Source(code, alpha, features, self.synthesis.colours(features))
 
     def encode_motion(self, frames: Tensor) -> Tensor:
         """Motion magnitudes (T, N) of driving frames (T, 3, size, size) in [-1, 1]."""
@@ -366,8 +379,10 @@ class Generator(nn.Module):
             codes = magnitude * codes
         count = len(codes)
         w = self.navigator(source.appearance.expand(count, -1), codes)
-        features = tuple(f.expand(count, -1, -1, -1) for f in source.features)
-        return self.synthesis(w, features)[0]
+        *features, colours = (
+            f.expand(count, -1, -1, -1) for f in (*source.features, source.colours)
+        )
+        return self.synthesis(w, tuple(features), colours)[0]
 
     def edit_source(self, source: Source, delta: Tensor) -> Source:
         """Move a picture along directions before it is animated (LIA-X's "edit, warp, render").

@@ -21,10 +21,7 @@ from lmdvid.ops.modulation import activate
 
 T = TypeVar("T")
 # By module, and not in it: what is kept is neither copied, saved nor moved with it.
-_Key = tuple[str, torch.dtype | None]
-_KEPT: "WeakKeyDictionary[nn.Module, dict[_Key, tuple[object, object, Any]]]" = (
-    WeakKeyDictionary()
-)
+_KEPT: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Any]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

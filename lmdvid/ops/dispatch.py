@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
-"""`auto` is Triton on NVIDIA GPUs where nothing stands against it, and elsewhere the reference."""
+"""`auto` is Triton on NVIDIA GPUs where nothing stands against it, oneDNN on x86 CPUs outside
+training, and elsewhere the reference."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _setting: Impl | None = None

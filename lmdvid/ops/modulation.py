@@ -46,9 +46,7 @@ def activate(
     return pointwise(flat, None, scale, bias, number, slope is not None).view(x.shape)
 
 
-def _depthwise(
-    x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None
-) -> Tensor:
+def _depthwise(x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None) -> Tensor:
     factors = torch.ones(x.shape[1]) if scale is None else scale
     return onednn.convolve(
         x,

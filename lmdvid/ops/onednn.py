@@ -29,7 +29,7 @@ def obstacle(dtype: torch.dtype) -> str | None:
     if dtype not in _DTYPES:
         return f"{dtype} is neither float32 nor bfloat16"
     if setting() == "reference":
-        return "the setting is reference"
+        return "plain PyTorch was asked for (LMDVID_OPS, or lmdvid.ops.use)"
     if not torch.backends.mkldnn.enabled:
         return "torch.backends.mkldnn.enabled is False"
     return _lacking(dtype)

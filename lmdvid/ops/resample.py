@@ -3,6 +3,8 @@
 Convention: zeros outside; a pixel that is doubled covers two, neither of which is its centre.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ def resample(
         raise ValueError(f"{tuple(x.shape)} with padding={padding} is smaller than the filter")
     if not runs_triton(impl, x, scale, bias):
         if impl == "auto" and up == 1 and onednn.takes(x, scale):
-            kernel = reference.fir_kernel(x, gain)
+            kernel = _kernel(x.shape[1], x.dtype, gain)
             if scale is not None:
                 kernel = kernel * scale.to(x.dtype).view(-1, 1, 1, 1)
             inside = None if bias is None else bias.to(x.dtype)
@@ -70,6 +72,11 @@ def resample(
         x, None, scale, bias, up, down, 4, before, height, width,
         gain, 1.0 if slope is None else slope, slope is not None,
     )  # fmt: skip
+
+
+@lru_cache
+def _kernel(channels: int, dtype: torch.dtype, gain: float) -> Tensor:
+    return reference.fir_kernel(torch.empty(1, channels, dtype=dtype), gain).contiguous()
 
 
 def check(x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None) -> None:
