@@ -98,16 +98,16 @@ class Animator:
     Args:
         network: An animation network, such as `lmdvid.networks.lia.Generator`, in evaluation mode.
             On a CPU or an NVIDIA GPU its weights are laid out channels last, which changes no value
-            and is faster; what a CPU's convolutions make of them is kept: it takes about as much
-            memory again.
+            and is faster; what a CPU's convolutions make of them is kept: it takes up to one and a
+            half times their memory again.
         dtype: `torch.float32`, or `torch.bfloat16` to compute the convolutions in it. None is
             bfloat16 on a CPU with instructions for it, and float32 everywhere else.
         batch_size: Driving frames per pass; 1 for a live source, of which each frame is shown
             before the next is taken. None is 8, on a CPU fewer of larger frames, one of 256 px for
             each of its threads: there what stays in the caches is faster.
-        compile: Compile the network for full batches, on a CPU; its weights must then stay. That
-            takes a C++ compiler and about a minute, in the first pass of every mode and magnitude;
-            from the ninth magnitude on torch leaves it.
+        compile: Compile the network for full batches, on a CPU, and as many threads as torch has
+            now; its weights must then stay. That takes a C++ compiler and about a minute, in the
+            first pass of every mode and magnitude; from the ninth magnitude on torch leaves it.
 
     Attributes:
         taken: Called, where it is given, whenever the network takes frames: a sign of life.

@@ -105,7 +105,7 @@ def test_half_the_multiplications_give_the_same_convolution(shape, dtype):
     assert made.dtype == dtype
     assert made.is_contiguous(memory_format=torch.channels_last)
     # Of which 2e-3 is what rounding the result alone costs in bfloat16.
-    assert error_of(made, exact) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert error_of(made, exact) < (2e-6 if dtype == torch.float32 else 1.5e-2)
 
 
 @PREPARED
@@ -114,7 +114,7 @@ def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_
     layer = Layer(Convolution(padding=1, slope=0.2), 128, 128).eval()
     for height, saved in [(16, True), (17, False), (20, True), (12, False)]:
         x = torch.randn(1, 128, height, 8)
-        assert layer.form.saves(x, layer.weight) == saved
+        assert layer.form.saves(x, layer, layer.weight) == saved
         expected = layer.form(x.double(), 2 * layer.weight.double(), layer.bias.double())
         assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert layer.made == 2
@@ -123,11 +123,11 @@ def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_
         Convolution(stride=2, padding=1),
         Convolution(padding=1, groups=2),
     ):
-        assert not other.saves(torch.randn(1, 128, 16, 8), layer.weight)
+        assert not other.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
     with use("reference"):
-        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer.weight)
+        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
     with torch.enable_grad():
-        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer.weight)
+        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
 
 
 @PREPARED
@@ -155,6 +155,9 @@ def test_what_surrounds_a_convolution_is_one_pass_outside_training(parts, dtype,
     for result, wanted in zip(made, expected, strict=True):
         assert result.dtype == dtype
         assert error_of(result, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
+    if bias is not None:  # however it lies in memory
+        strided = torch.stack([bias, bias + 1], 1)[:, 0]
+        torch.testing.assert_close(activate(x, scale, strided, 0.2), made[0], rtol=0, atol=0)
     with pytest.raises(AssertionError, match="plain form"), use("reference"):
         activate(x, scale, bias, 0.2)
     with pytest.raises(AssertionError, match="plain form"):
@@ -206,6 +209,30 @@ def test_weights_are_prepared_again_when_they_change():
     assert layer.made == 5
     assert_plain()
     assert layer.made == 5
+
+
+@PREPARED
+@pytest.mark.skipif(onednn.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
+@torch.no_grad()
+def test_weights_are_prepared_once_in_each_precision():
+    layer = Layer(Convolution(slope=0.2)).eval()
+    x = torch.randn(1, 8, 5, 5)
+    for _ in range(2):
+        assert layer(x).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+    assert layer.made == 2
+
+
+@PREPARED
+@torch.no_grad()
+def test_several_samples_with_factors_of_their_own_take_the_plain_form():
+    x, scale = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last), torch.rand(2, 16)
+    bias = torch.randn(16)
+    expected = F.leaky_relu(x * scale[:, :, None, None] + bias[:, None, None], 0.2)
+    torch.testing.assert_close(activate(x, scale, bias, 0.2), expected)
+    expected = F.leaky_relu(x + bias[:, None, None], 0.2)
+    torch.testing.assert_close(activate(x, None, bias, 0.2), expected)
 
 
 @pytest.mark.parametrize("why", ["training", "gradients", "float64", "switched off", "traced"])

@@ -203,8 +203,8 @@ class ModulatedConv2d(nn.Module):
 
     Scaling the weight per sample equals scaling the input before, and the output after, one
     convolution with shared weights; that form is several times faster than a grouped convolution
-    on a CPU. For one sample alone the smaller of weight and feature map is scaled, unless a weight
-    that stays the same saves more.
+    on a CPU. For one sample alone the smaller of weight and feature map is scaled, unless the
+    weight has to stay what it is for a convolution in rows.
 
     Args:
         inputs: C.
@@ -254,7 +254,7 @@ class ModulatedConv2d(nn.Module):
         else:
             norm = scale.new_full((len(x), len(self.weight)), gain)
         smaller = len(x) == 1 and self.weight[:, 0].numel() < x[0, 0].numel()
-        if smaller and not self.convolution.saves(x, self.weight):
+        if smaller and not self.convolution.lasts(x, self, self.weight):
             weight = self._scaled()[0] * scale.view(1, -1, 1, 1) * norm.view(-1, 1, 1, 1)
             return self._convolve_one(x, weight, None if bias is None else gain * bias)
         x = activate(x, scale)

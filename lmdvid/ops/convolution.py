@@ -2,8 +2,9 @@
 
 There a good part of the time of a plain convolution goes into its weight: it is scaled, cast, and
 laid out anew for oneDNN, PyTorch's CPU library, at every call. Here that happens once, and bias
-and activation are done while the result is still in the cache. Values are those of the plain form,
-which runs everywhere else.
+and activation are done while the result is still in the cache; 3x3 convolutions of many channels
+save half their multiplications (`winograd`). Values are those of the plain form, which runs
+everywhere else, but for rounding.
 """
 
 from collections.abc import Callable
@@ -83,22 +84,23 @@ class Convolution:
         dtype = _lasting(x, owner, *made_of)
         if dtype is None or onednn.obstacle(dtype) is not None:
             return self(x, *parameters())
-        name += " by rows" * self._by_rows(x.shape)
-        run = _keep(
-            owner, name, dtype, made_of, lambda: self._onednn(x.shape, dtype, *parameters())
-        )
+        key = name, dtype, self._in_rows(x.shape)
+        run = _keep(owner, key, made_of, lambda: self._onednn(x.shape, dtype, *parameters()))
         return run(x.to(dtype, memory_format=torch.channels_last))
 
-    def saves(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether `prepared` takes (B, C, H, W) with half the multiplications."""
-        return (
-            onednn.outside_training(x)
-            and self._by_rows(x.shape)
-            and winograd.saves(weight.shape)
-            and onednn.obstacle(x.dtype) is None
-        )
+    def lasts(self, x: Tensor, owner: nn.Module, weight: Tensor) -> bool:
+        """Whether `prepared` gains so much from a weight that stays the same that, for one sample,
+        scaling feature maps before and after is faster than scaling the weight.
 
-    def _by_rows(self, shape: torch.Size) -> bool:
+        That is where a transposed one would be laid out anew, or half the multiplications are
+        saved.
+        """
+        if not (self.transposed or (self._in_rows(x.shape) and winograd.saves(weight.shape))):
+            return False
+        dtype = _lasting(x, owner, weight)
+        return dtype is not None and onednn.obstacle(dtype) is None
+
+    def _in_rows(self, shape: torch.Size) -> bool:
         plain = self.stride == self.padding == self.groups == 1 and not self.transposed
         return plain and winograd.takes(shape)
 
@@ -115,7 +117,7 @@ class Convolution:
     ) -> Callable[[Tensor], Tensor]:
         """By oneDNN; the weight is laid out ahead where the shape of the inputs is given."""
         bias = None if bias is None else bias.to(dtype)
-        if shape is not None and self._by_rows(shape) and winograd.saves(weight.shape):
+        if shape is not None and self._in_rows(shape) and winograd.saves(weight.shape):
             linear = winograd.Convolution(weight, dtype, shape)
             return lambda x: activate(linear(x), bias=bias, slope=self.slope)
         stride, padding = (self.stride, self.stride), (self.padding, self.padding)
@@ -142,7 +144,7 @@ def kept(
     """
     if _lasting(x, owner, *made_of) is None:
         return make()
-    return _keep(owner, name, None, made_of, make)
+    return _keep(owner, (name,), made_of, make)
 
 
 def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtype | None:
@@ -159,17 +161,16 @@ def _lasting(x: Tensor, owner: nn.Module, *made_of: Tensor | None) -> torch.dtyp
 
 def _keep(
     owner: nn.Module,
-    name: str,
-    dtype: torch.dtype | None,
+    key: tuple[object, ...],
     made_of: tuple[Tensor | None, ...],
     make: Callable[[], T],
 ) -> T:
     tensors = [t.detach() for t in made_of if t is not None]
     stamp = [(t.data_ptr(), t.dtype, t._version) for t in tensors]
     things = _KEPT.setdefault(owner, {})
-    known = things.get((name, dtype))
+    known = things.get(key)
     if known is None or known[0] != stamp:
         with torch.autocast("cpu", enabled=False):
             # The tensors are held, so that no others can come to lie in their place.
-            known = things[name, dtype] = (stamp, tensors, make())
+            known = things[key] = (stamp, tensors, make())
     return known[2]

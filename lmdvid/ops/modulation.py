@@ -4,7 +4,6 @@ The convolution itself is the library's. Before it every channel of every sample
 style; after it by the demodulation, which is where bias and activation follow in the same step.
 """
 
-import torch
 from torch import Tensor
 
 from lmdvid.ops import onednn, reference
@@ -47,7 +46,7 @@ def activate(
 
 
 def _depthwise(x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None) -> Tensor:
-    factors = torch.ones(x.shape[1]) if scale is None else scale
+    factors = x.new_ones(x.shape[1]) if scale is None else scale
     return onednn.convolve(
         x,
         factors.to(x.dtype).view(-1, 1, 1, 1),

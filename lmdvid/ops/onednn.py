@@ -55,14 +55,14 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     bfloat16 on a CPU with instructions for it, where convolutions take half the time (measured by
     `benchmarks/animate.py`); float32 everywhere else.
     """
+    if device.type != "cpu" or not torch.backends.mkldnn.enabled or _lacking(torch.bfloat16):
+        return torch.float32
     instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    if device.type == "cpu" and obstacle(torch.bfloat16) is None and instructions():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if instructions() else torch.float32
 
 
 def outside_training(x: Tensor) -> bool:
-    """Whether a tensor is on a CPU, and what becomes of it neither differentiated nor traced."""
+    """Whether a tensor is on a CPU, and what becomes of it is neither differentiated nor traced."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -135,6 +135,7 @@ def convolve(
         (B, O, ...), channels last.
     """
     operators = torch.ops.mkldnn
+    bias = None if bias is None else bias.contiguous()  # strides are not looked at
     after = ("none", [], "") if slope is None else ("leaky_relu", [slope], "")
     if transposed:
         return operators._convolution_transpose_pointwise(

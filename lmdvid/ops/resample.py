@@ -3,14 +3,14 @@
 Convention: zeros outside; a pixel that is doubled covers two, neither of which is its centre.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from lmdvid.ops import onednn, reference
 from lmdvid.ops.dispatch import Impl, runs_triton
 from lmdvid.ops.layout import check_addressable, dense, empty
+
+_FILTER = reference.fir_kernel(torch.empty(1, 1, device="cpu"))
 
 
 def resample(
@@ -60,7 +60,7 @@ def resample(
         raise ValueError(f"{tuple(x.shape)} with padding={padding} is smaller than the filter")
     if not runs_triton(impl, x, scale, bias):
         if impl == "auto" and up == 1 and onednn.takes(x, scale):
-            kernel = _kernel(x.shape[1], x.dtype, gain)
+            kernel = (gain * _FILTER).to(x.dtype).expand(x.shape[1], 1, 4, 4)
             if scale is not None:
                 kernel = kernel * scale.to(x.dtype).view(-1, 1, 1, 1)
             inside = None if bias is None else bias.to(x.dtype)
@@ -72,11 +72,6 @@ def resample(
         x, None, scale, bias, up, down, 4, before, height, width,
         gain, 1.0 if slope is None else slope, slope is not None,
     )  # fmt: skip
-
-
-@lru_cache
-def _kernel(channels: int, dtype: torch.dtype, gain: float) -> Tensor:
-    return reference.fir_kernel(torch.empty(1, channels, dtype=dtype), gain).contiguous()
 
 
 def check(x: Tensor, scale: Tensor | None, bias: Tensor | None, slope: float | None) -> None:

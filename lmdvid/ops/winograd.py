@@ -1,9 +1,9 @@
-"""3x3 convolutions with half the multiplications (Winograd 1980; Lavin and Gray 2016).
+"""3x3 convolutions in rows, with half the multiplications (Winograd 1980; Lavin and Gray 2016).
 
-Along columns alone: four rows of the result come from six rows of the input, of which six
+Four rows of the result come from six rows of the input, of which six
 combinations are each convolved along the row, with a combination of the weight's rows, and combined
 again; direct, it would be twelve such convolutions. The combinations cost passes over memory, which
-is why it pays for many channels only.
+is why it pays for many channels only. Along the rows themselves nothing is saved.
 
 The combinations are the Toom-Cook algorithm's, transposed: with the points p at which it evaluates
 polynomials,
@@ -30,13 +30,13 @@ least_channels = 128
 
 
 def takes(shape: torch.Size) -> bool:
-    """Whether inputs (B, C, H, W) can be convolved so, and have rows enough for it to be faster."""
-    return shape[2] % ROWS == 0 and shape[2] >= least_height
+    """Whether inputs (B, C, H, W) can be convolved so, and are large enough for it to be faster."""
+    return shape[1] >= least_channels and shape[2] >= least_height and shape[2] % ROWS == 0
 
 
 def saves(shape: torch.Size) -> bool:
     """Whether it is faster with a weight of this shape, (O, C, 3, 3)."""
-    return shape[2:] == (3, 3) and min(shape[:2]) >= least_channels
+    return shape[2:] == (3, 3) and shape[0] >= least_channels
 
 
 class Convolution:
@@ -51,6 +51,7 @@ class Convolution:
     def __init__(self, weight: Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
         batch, channels, height, width = shape
         reduced = torch.Size((batch, channels, height // ROWS, width))
+        weight = weight.float()
         kernels = torch.einsum("pr,ocrs->pocs", _of_the_weight().to(weight), weight)
         self.kernels = [
             onednn.laid_out(kernel[:, :, None].to(dtype), reduced, padding=(0, 1))
@@ -78,7 +79,7 @@ class Convolution:
         near, near_odd = positive + negative, positive.sub_(negative)
         positive, negative = product(3), product(4)
         far, far_odd = positive + negative, positive.sub_(negative)  # each _FAR times
-        result = x.new_empty(len(x), near.shape[2], ROWS, *near.shape[:0:-2])
+        result = x.new_empty(len(x), near.shape[2], ROWS, x.shape[3], near.shape[1])
         rows = [row.movedim(-1, 1) for row in result.unbind(2)]
         torch.add(product(0, plus=near), far, alpha=1 / _FAR, out=rows[0])
         torch.add(far_odd, near_odd, alpha=_NEAR, out=rows[1])
@@ -97,13 +98,13 @@ def _of_the_input() -> Tensor:
         [0, -_FAR * n, -n, _FAR, 1, 0],
         [0, _FAR * n, -n, -_FAR, 1, 0],
         [0, n * f, 0, -n - f, 0, 1],
-    ], dtype=torch.float64)  # fmt: skip
+    ], dtype=torch.float64, device="cpu")  # fmt: skip
 
 
 def _of_the_weight() -> Tensor:
     """(6, 3); rows 3 and 4 times 3/2, so that the far products come with that factor."""
-    points = torch.tensor([0, _NEAR, -_NEAR, _FAR, -_FAR], dtype=torch.float64)
+    points = torch.tensor([0, _NEAR, -_NEAR, _FAR, -_FAR], dtype=torch.float64, device="cpu")
     apart = (points[:, None] - points).fill_diagonal_(1).prod(1)
-    rows = points[:, None] ** torch.arange(3) / apart[:, None]
+    rows = torch.stack([torch.ones_like(points), points, points**2], 1) / apart[:, None]
     rows[3:] *= _FAR
-    return torch.cat([rows, torch.eye(3, dtype=torch.float64)[-1:]])
+    return torch.cat([rows, rows.new_tensor([[0, 0, 1]])])
