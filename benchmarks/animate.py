@@ -1,6 +1,6 @@
 """Time per frame of animation at 256 px on a CPU, against a plain form; memory of a long clip.
 
-    python benchmarks/animate.py [--rounds 7] [--frames 4]
+    python benchmarks/animate.py [--rounds 15] [--frames 4]
 
 The reference computes what the original script does, as it does it, a frame at a time: modulated
 convolutions as grouped ones with a weight for each sample, low-pass filters on feature maps
@@ -320,7 +320,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--frames", type=int, default=4, help="frames a round")
     parser.add_argument("--clip", type=int, default=3000, help="frames of the long clip")
     options = parser.parse_args()

@@ -114,7 +114,7 @@ def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_
     layer = Layer(Convolution(padding=1, slope=0.2), 128, 128).eval()
     for height, saved in [(16, True), (17, False), (20, True), (12, False)]:
         x = torch.randn(1, 128, height, 8)
-        assert layer.form.saves(x, layer, layer.weight) == saved
+        assert layer.form.lasts(x, layer, layer.weight) == saved
         expected = layer.form(x.double(), 2 * layer.weight.double(), layer.bias.double())
         assert (layer(x) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert layer.made == 2
@@ -123,11 +123,11 @@ def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_
         Convolution(stride=2, padding=1),
         Convolution(padding=1, groups=2),
     ):
-        assert not other.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
+        assert not other.lasts(torch.randn(1, 128, 16, 8), layer, layer.weight)
     with use("reference"):
-        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
+        assert not layer.form.lasts(torch.randn(1, 128, 16, 8), layer, layer.weight)
     with torch.enable_grad():
-        assert not layer.form.saves(torch.randn(1, 128, 16, 8), layer, layer.weight)
+        assert not layer.form.lasts(torch.randn(1, 128, 16, 8), layer, layer.weight)
 
 
 @PREPARED
