@@ -89,11 +89,10 @@ class Convolution:
         return run(x.to(dtype, memory_format=torch.channels_last))
 
     def lasts(self, x: Tensor, owner: nn.Module, weight: Tensor) -> bool:
-        """Whether `prepared` gains so much from a weight that stays the same that, for one sample,
-        scaling feature maps before and after is faster than scaling the weight.
+        """Whether one sample had better leave the weight as it is, and scale feature maps instead.
 
-        That is where a transposed one would be laid out anew, or half the multiplications are
-        saved.
+        It had where `prepared` then need not lay out a transposed one again, or saves half the
+        multiplications.
         """
         if not (self.transposed or (self._in_rows(x.shape) and winograd.saves(weight.shape))):
             return False
