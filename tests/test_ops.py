@@ -109,6 +109,22 @@ def test_half_the_multiplications_give_the_same_convolution(shape, dtype):
 
 
 @PREPARED
+@pytest.mark.skipif(onednn.obstacle(torch.bfloat16) is not None, reason="no bfloat16 here")
+@torch.no_grad()
+def test_our_points_are_more_exact_in_half_precision_than_the_usual_ones(monkeypatch):
+    x = torch.randn(1, 128, 32, 32).to(torch.bfloat16, memory_format=torch.channels_last)
+    weight = torch.randn(32, 128, 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    factors = winograd._of_the_input()
+    assert (factors.bfloat16() == factors).all()
+    ours = error_of(winograd.Convolution(weight, torch.bfloat16, x.shape)(x), exact)
+    monkeypatch.setattr(winograd, "_NEAR", 1.0)
+    monkeypatch.setattr(winograd, "_FAR", 2.0)
+    usual = error_of(winograd.Convolution(weight, torch.bfloat16, x.shape)(x), exact)
+    assert ours < 0.75 * usual < 0.03
+
+
+@PREPARED
 @torch.no_grad()
 def test_many_channels_are_convolved_in_rows_where_these_can_be_taken_four_at_a_time():
     layer = Layer(Convolution(padding=1, slope=0.2), 128, 128).eval()

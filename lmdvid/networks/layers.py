@@ -203,8 +203,8 @@ class ModulatedConv2d(nn.Module):
 
     Scaling the weight per sample equals scaling the input before, and the output after, one
     convolution with shared weights; that form is several times faster than a grouped convolution
-    on a CPU. For one sample alone the smaller of weight and feature map is scaled, unless the
-    weight has to stay what it is for a convolution in rows.
+    on a CPU. For one sample alone the smaller of weight and feature map is scaled, unless a weight
+    that stays the same gains more, see `Convolution.lasts`.
 
     Args:
         inputs: C.

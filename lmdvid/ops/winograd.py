@@ -1,9 +1,9 @@
 """3x3 convolutions in rows, with half the multiplications (Winograd 1980; Lavin and Gray 2016).
 
-Four rows of the result come from six rows of the input, of which six
-combinations are each convolved along the row, with a combination of the weight's rows, and combined
-again; direct, it would be twelve such convolutions. The combinations cost passes over memory, which
-is why it pays for many channels only. Along the rows themselves nothing is saved.
+Four rows of the result come from six rows of the input, of which six combinations are each
+convolved along the row, with a combination of the weight's rows, and combined again; direct, it
+would be twelve such convolutions. The combinations cost passes over memory, which is why it pays
+for many channels only. Along the rows themselves nothing is saved.
 
 The combinations are the Toom-Cook algorithm's, transposed: with the points p at which it evaluates
 polynomials,
